@@ -1,0 +1,61 @@
+"""What can go wrong, and whose fault it is.
+
+    AxpoError
+    ├── UserError               what the user wrote is wrong; the command line prints it and exits with code 2
+    │   ├── ConfigError         a configuration file, an override or an option
+    │   ├── DataError           a row of a data set, an image, a conversation
+    │   ├── CheckpointError     a model path, a tokenizer, a template, a saved run
+    │   └── MissingExtraError   an optional package is not installed
+    ├── RecordError             a record (see `axpo.types`) that breaks its own invariant
+    ├── RolloutFault            a fault of ours during a rollout: retried, else dropped and counted
+    │   ├── EngineFault         the inference engine failed or did not answer in time
+    │   └── ToolFault           the machinery around a tool failed (not the model's arguments)
+    └── WeightSyncError         the engine does not run the weights it was given
+
+A message names the object, the rule, what came and what to do. A mistake of the *model* (malformed call, bad
+arguments) is never an exception: it is a value, see `axpo.types.ToolFailure`.
+"""
+
+
+class AxpoError(Exception):
+    """Base class of everything this package raises on purpose."""
+
+
+class UserError(AxpoError, ValueError):
+    """Something the user wrote has to change."""
+
+
+class ConfigError(UserError):
+    """A configuration file, an override or an option is wrong."""
+
+
+class DataError(UserError):
+    """A data row, an image or a conversation is wrong."""
+
+
+class CheckpointError(UserError):
+    """A model path, a tokenizer, a chat template or a saved run cannot be used."""
+
+
+class MissingExtraError(UserError, ImportError):
+    """An optional package is needed: the message carries the `pip install` line."""
+
+
+class RecordError(AxpoError, ValueError):
+    """A record was built from parts that contradict each other."""
+
+
+class RolloutFault(AxpoError, RuntimeError):
+    """A fault of ours: it never costs the policy reward and never triggers resampling."""
+
+
+class EngineFault(RolloutFault):
+    """The inference engine failed or did not answer in time."""
+
+
+class ToolFault(RolloutFault):
+    """The machinery around a tool failed; the model is not to blame."""
+
+
+class WeightSyncError(AxpoError, RuntimeError):
+    """After a weight update the engine's log-probabilities do not agree with the trainer's."""

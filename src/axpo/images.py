@@ -1,0 +1,100 @@
+"""Images by content: every picture is stored once, whoever refers to it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from axpo.errors import DataError
+from axpo.types import ImageRef
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_IMAGE_PX = 178_956_970
+"""Pictures above this many pixels are refused before they are decoded (Pillow's own decompression-bomb bound)."""
+
+
+class ContentImageStore:
+    """An `axpo.protocols.ImageStore` keyed by the SHA-256 of the encoded bytes.
+
+    Bytes stay in memory; with `folder` they are also written there, once, as `<sha256>.<png|jpg|...>`, so that a run's
+    records can be read without its data set.
+    """
+
+    def __init__(self, folder: Path | None = None, *, num_decoded: int = 256) -> None:
+        self._folder = folder
+        self._bytes: dict[str, bytes] = {}
+        self._formats: dict[str, str] = {}
+        self._decode = functools.lru_cache(maxsize=num_decoded)(self._decode_bytes)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def add_bytes(self, data: bytes, *, origin: str = "image") -> ImageRef:
+        """Store an encoded picture. Raises `DataError` naming `origin` when it cannot be a picture."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        width_px, height_px, image_format = _probe(data, origin)
+        if sha256 not in self._bytes:
+            self._bytes[sha256], self._formats[sha256] = data, image_format
+        return ImageRef(sha256=sha256, width_px=width_px, height_px=height_px)
+
+    def add_file(self, path: Path, *, origin: str | None = None) -> ImageRef:
+        """Store a picture file."""
+        name = origin or str(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{name}: cannot read image {path}: {error.strerror}. Check the path.") from error
+        return self.add_bytes(data, origin=name)
+
+    def add_image(self, image: Image) -> ImageRef:
+        """Store a picture made in memory, as PNG."""
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, format="PNG", compress_level=1)
+        return self.add_bytes(buffer.getvalue())
+
+    def load(self, ref: ImageRef) -> Image:
+        """The decoded RGB picture. Treat it as read-only: it is shared."""
+        return self._decode(ref.sha256)
+
+    def encoded(self, ref: ImageRef) -> tuple[bytes, str]:
+        """The stored bytes and their file suffix (`png`, `jpg`, ...)."""
+        return self._bytes[ref.sha256], self._formats[ref.sha256]
+
+    def persist(self, ref: ImageRef) -> None:
+        """Write the picture into the store's folder unless it lies there already."""
+        if self._folder is None:
+            return
+        data, suffix = self.encoded(ref)
+        path = self._folder / f"{ref.sha256}.{suffix}"
+        if not path.exists():
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            partial.write_bytes(data)
+            partial.replace(path)
+
+    def _decode_bytes(self, sha256: str) -> Image:
+        from PIL import Image as PilImage
+
+        return PilImage.open(io.BytesIO(self._bytes[sha256])).convert("RGB")
+
+
+def _probe(data: bytes, origin: str) -> tuple[int, int, str]:
+    from PIL import Image as PilImage
+    from PIL import UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PilImage.DecompressionBombWarning)
+            with PilImage.open(io.BytesIO(data)) as image:
+                width_px, height_px = image.size
+                image_format = (image.format or "png").lower()
+    except (UnidentifiedImageError, PilImage.DecompressionBombError, OSError, ValueError) as error:
+        raise DataError(f"{origin}: not a readable image ({len(data)} bytes): {error}. Expected PNG, JPEG or WebP.") from error
+    if width_px * height_px > MAX_IMAGE_PX:
+        raise DataError(f"{origin}: image of {width_px}x{height_px} px is above the limit of {MAX_IMAGE_PX} pixels.")
+    return width_px, height_px, {"jpeg": "jpg"}.get(image_format, image_format)

@@ -1,0 +1,191 @@
+"""The seams: what an engine, a tool, a reward, a renderer must offer. Pass any object that fits; inherit nothing.
+
+Each seam ships with a public fake: `axpo.engines.scripted.ScriptedEngine`, `axpo.tools.fakes.EchoTool` and
+`FailingTool`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from axpo.types import (
+    Completion,
+    Content,
+    GenerationRequest,
+    ImageRef,
+    Message,
+    Problem,
+    Segment,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+# -- engines ----------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class InferenceEngine(Protocol):
+    """Continues token sequences. Concurrent calls of `generate` are batched by the engine as it likes."""
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights it samples from."""
+        ...
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Sample one completion. Raises `axpo.errors.EngineFault` when the engine failed."""
+        ...
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new weights (names as in the checkpoint). Returns when the next request will use them."""
+        ...
+
+    def close(self) -> None:
+        """Release threads and memory; pending requests fail with `EngineFault`."""
+        ...
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------
+
+
+class ImageStore(Protocol):
+    """Holds every image once, by the hash of its encoded bytes."""
+
+    def add_image(self, image: Image) -> ImageRef:
+        """Store a picture made in memory (encoded as PNG)."""
+        ...
+
+    def load(self, ref: ImageRef) -> Image:
+        """The decoded RGB picture."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class ToolContext:
+    """What a tool may see of the rollout that calls it. One per rollout; a branch gets a fresh one."""
+
+    rollout_id: str
+    images: list[ImageRef]
+    """Pictures of the dialogue so far, in order; `img_idx` of a call indexes this list. The loop appends the images of
+    every tool result to it."""
+    store: ImageStore
+    state: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    """Free for stateful tools."""
+
+
+@runtime_checkable
+class Tool(Protocol):
+    """Something the policy may call."""
+
+    @property
+    def spec(self) -> ToolSpec:
+        """Name, description and argument schema, as the model sees them."""
+        ...
+
+    async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        """Run a parsed call.
+
+        Raises `axpo.tools.ToolError` for a mistake of the model (it gets to read the message); any other exception is
+        taken as raised by what the model asked for when the tool is a user's function, and as a fault of ours
+        otherwise; see `axpo.rollout.loop`.
+        """
+        ...
+
+
+# -- rewards ----------------------------------------------------------------------------------------------------------
+
+
+class RewardFn(Protocol):
+    """Judges the final text of a rollout: 1.0 right, 0.0 wrong."""
+
+    def __call__(self, final_text: str, problem: Problem) -> float: ...
+
+
+# -- rendering --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedTokens:
+    """Token ids with the images whose placeholders they contain, in order."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[ImageRef, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedConversation:
+    """A whole demonstration in tokens; `segments` tile `token_ids` like those of a rollout."""
+
+    token_ids: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    images: tuple[ImageRef, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedTurn:
+    """One sampled assistant turn, taken apart by token ids."""
+
+    segments: tuple[Segment, ...]
+    """Tile the turn's tokens, positions counted from the turn's first token."""
+    tool_calls: tuple[ToolCall, ...]
+    """Calls opened after the thinking closed, malformed ones included."""
+    visible_text: str
+    """Text after the thinking, without end-of-turn token; empty when the thinking never closed."""
+
+
+class Renderer(Protocol):
+    """Turns messages into the model's own tokens and sampled tokens back into calls and text.
+
+    Sampled ids are never decoded and encoded again: a tool turn is appended as ids.
+    """
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Ids that end an assistant turn."""
+        ...
+
+    @property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """Ids the policy must never sample: image, video and vision placeholders, padding, ids without a token."""
+        ...
+
+    def render_prompt(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> RenderedTokens:
+        """The prompt up to where the policy starts to sample (the opened thinking tag of a Thinking model included)."""
+        ...
+
+    def render_tool_results(self, results: Sequence[ToolResult]) -> RenderedTokens:
+        """What follows a sampled turn (its end-of-turn token included) up to where the policy samples again."""
+        ...
+
+    def render_conversation(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> RenderedConversation:
+        """A demonstration, token for token what the policy would see and sample in a rollout."""
+        ...
+
+    def parse_turn(self, token_ids: Sequence[int], *, has_open_thinking: bool = True) -> ParsedTurn:
+        """Take a sampled turn apart. `has_open_thinking`: the prompt ended inside an open thinking block.
+
+        When a branch resumes after the opening tool-call tag, pass the inherited part of the turn along with the
+        sampled part.
+        """
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of ids, special tokens shown."""
+        ...
+
+
+# -- tracking ---------------------------------------------------------------------------------------------------------
+
+
+class Tracker(Protocol):
+    """Receives the metrics of a step."""
+
+    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None: ...

@@ -1,0 +1,1 @@
+"""Turning rows into updates: configuration, policy, step, loop, checkpoints."""
