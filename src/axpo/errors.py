@@ -10,10 +10,12 @@
     ├── RolloutFault            a fault of ours during a rollout: retried, else dropped and counted
     │   ├── EngineFault         the inference engine failed or did not answer in time
     │   └── ToolFault           the machinery around a tool failed (not the model's arguments)
+    ├── ToolError               how a tool tells the rollout loop that the *model* made a mistake; it reads the message
+    ├── NonFiniteError          a loss or a gradient of training is NaN or infinite
     └── WeightSyncError         the engine does not run the weights it was given
 
 A message names the object, the rule, what came and what to do. A mistake of the *model* (malformed call, bad
-arguments) is never an exception: it is a value, see `axpo.types.ToolFailure`.
+arguments) never ends a rollout: the loop turns a `ToolError` into a value, see `axpo.types.ToolFailure`.
 """
 
 
@@ -55,6 +57,19 @@ class EngineFault(RolloutFault):
 
 class ToolFault(RolloutFault):
     """The machinery around a tool failed; the model is not to blame."""
+
+
+class ToolError(AxpoError):
+    """Raised by a tool for a mistake of the model. `kind` is an `axpo.types.FailureKind`; the model reads `message`."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+class NonFiniteError(AxpoError, ArithmeticError):
+    """A loss or a gradient is NaN or infinite; going on would destroy the weights."""
 
 
 class WeightSyncError(AxpoError, RuntimeError):

@@ -138,7 +138,8 @@ class ParsedTurn:
     tool_calls: tuple[ToolCall, ...]
     """Calls opened after the thinking closed, malformed ones included."""
     visible_text: str
-    """Text after the thinking, without end-of-turn token; empty when the thinking never closed."""
+    """Text after the thinking and around calls, without end-of-turn token and surrounding whitespace; empty when the
+    thinking never closed."""
 
 
 class Renderer(Protocol):
@@ -169,8 +170,10 @@ class Renderer(Protocol):
         """A demonstration, token for token what the policy would see and sample in a rollout."""
         ...
 
-    def parse_turn(self, token_ids: Sequence[int], *, has_open_thinking: bool = True) -> ParsedTurn:
-        """Take a sampled turn apart. `has_open_thinking`: the prompt ended inside an open thinking block.
+    def parse_turn(self, token_ids: Sequence[int], *, has_open_thinking: bool | None = None) -> ParsedTurn:
+        """Take a sampled turn apart.
+
+        `has_open_thinking`: the prompt ended inside an open thinking block; None: as the template's generation prompt.
 
         When a branch resumes after the opening tool-call tag, pass the inherited part of the turn along with the
         sampled part.

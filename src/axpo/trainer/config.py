@@ -5,17 +5,25 @@ GRPO is this configuration with `algorithm.resample_budget_frac = 0`.
 
 from __future__ import annotations
 
+import difflib
+import json
+from collections.abc import Mapping
+from fractions import Fraction as ExactFraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from axpo.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+OptionalText = Annotated[str | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""An empty text switches the option off."""
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(_Table):
@@ -33,29 +41,39 @@ class ModelConfig(_Table):
     """[model] the checkpoint and what of it learns."""
 
     path: str
-    """A folder or a hub id in the layout of Qwen3-VL."""
+    """A folder or a hub id in the layout of Qwen3-VL, or `mini`: the small checkpoint that ships with this package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision. Master weights and optimiser state are float32 in either case."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    max_image_px: int | None = Field(default=None, ge=1)
+    """Pictures above this many pixels are scaled down for the model; default: the checkpoint's own bound."""
     freeze_vision: bool = True
     gradient_checkpointing: bool = False
     lora_rank: int = Field(default=0, ge=0)
     """0: all (unfrozen) weights learn; else LoRA adapters of this rank on the language model's linear layers."""
-    lora_alpha: float = Field(default=32.0, gt=0)
+    lora_alpha: Positive = 32
+
+    @model_validator(mode="after")
+    def _adapters_leave_vision_alone(self) -> Self:
+        if self.lora_rank and not self.freeze_vision:
+            raise ValueError(
+                "model.freeze_vision: LoRA adapters sit in the language model; set it to true, or lora_rank to 0"
+            )
+        return self
 
 
 class DataConfig(_Table):
     """[data] questions, demonstrations, tools and reward."""
 
-    train: str | None = None
+    train: OptionalText = None
     """JSONL or Parquet of questions (`axpo train`) or of conversations (`axpo sft`), or `mini:SPLIT`."""
-    eval: str | None = None
+    eval: OptionalText = None
     """JSONL or Parquet of questions, or `mini:SPLIT`."""
     tools: tuple[str, ...] = ("image_zoom_in",)
     """Names of built-in tools, or `module:attribute` of your own."""
-    reward: str | None = None
+    reward: OptionalText = None
     """`module:attribute` of your own reward; default: the reward of each row's `answer_kind`."""
-    system_prompt: str | None = None
+    system_prompt: OptionalText = None
     """Put before questions that bring no system message."""
     max_train_rows: int | None = Field(default=None, ge=1)
     max_eval_rows: int | None = Field(default=None, ge=1)
@@ -118,10 +136,9 @@ class TrainConfig(_Table):
     steps: Positive = 60
     learning_rate: float = Field(default=1e-6, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up; linear and cosine end at zero."""
+    """After warm-up; linear and cosine fall to the zero that would follow the last step."""
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     mini_batches: Positive = 1
     """Optimiser updates per epoch over the rows of a step."""
@@ -159,3 +176,86 @@ class Config(_Table):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _budget_pays_for_a_prefix(self) -> Self:
+        num_rollouts = self.rollout.questions_per_step * self.rollout.group_size
+        budget = int(ExactFraction(str(self.algorithm.resample_budget_frac)) * num_rollouts)
+        if self.algorithm.resample_budget_frac > 0 and budget < self.algorithm.num_continuations:
+            raise ValueError(
+                f"algorithm.resample_budget_frac: a budget of {budget} continuations (of {num_rollouts} rollouts "
+                f"a step) never pays for one prefix of num_continuations = {self.algorithm.num_continuations}; "
+                "raise it, or set it to 0 for GRPO"
+            )
+        return self
+
+
+def parse_config(table: Mapping[str, Any], *, origin: str) -> Config:
+    """Validate TOML tables. Raises `ConfigError` with one line per mistake; `origin` says where they were written."""
+    try:
+        return Config.model_validate(dict(table))
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from error
+
+
+def format_toml(config: Config) -> str:
+    """The configuration as TOML, options that are None left out. `parse_config` of it gives `config` back."""
+    blocks: list[str] = []
+    for table, options in config.model_dump(mode="json", exclude_none=True).items():
+        # JSON's strings, numbers, booleans and lists of these are valid TOML values.
+        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in options.items()]
+        blocks.append("\n".join([f"[{table}]", *lines]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def option_names() -> tuple[str, ...]:
+    """Every option as `table.option`, in the order of their definition."""
+    tables = Config.model_fields.items()
+    return tuple(f"{table}.{name}" for table, field in tables for name in _options_of(field.annotation))
+
+
+def check_option(name: str) -> None:
+    """Raise `ConfigError` with the nearest known name unless `name` is an option `table.option`."""
+    if name not in option_names():
+        raise ConfigError(f"{name}: unknown option{_suggestion(name)}")
+
+
+def _options_of(table: Any) -> tuple[str, ...]:
+    assert issubclass(table, _Table)
+    return tuple(table.model_fields)
+
+
+def _suggestion(name: str) -> str:
+    known = option_names() if "." in name else tuple(Config.model_fields)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not nearest and "." in name:
+        option = name.rpartition(".")[2]
+        nearest = [other for other in known if other.endswith(f".{option}")][:1]
+    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(Config.model_fields)}"
+
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", ">="),
+    "greater_than": ("gt", ">"),
+    "less_than_equal": ("le", "<="),
+    "less_than": ("lt", "<"),
+}
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    kind, given = str(problem["type"]), problem.get("input")
+    if kind == "extra_forbidden":
+        return f"{name}: unknown option{_suggestion(name)}"
+    if kind == "missing":
+        return f"{name}: required but not given"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind in _BOUNDS:
+        bound, sign = _BOUNDS[kind]
+        return f"{name}: expected a number {sign} {problem['ctx'][bound]:g}, got {given!r}"
+    if kind == "model_type":
+        return f"{name}: expected a table [{name}], got {given!r}"
+    expected = str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{name}: expected {expected}, got {given!r}"

@@ -1,0 +1,508 @@
+"""The only wiring place: a configuration becomes objects. Names come from literal tables or are `module:attribute`."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import importlib
+import inspect
+import random
+import sys
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from axpo.cli.console import RunConsole
+from axpo.cli.overrides import load_config
+from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
+from axpo.engines.hf import HfEngine
+from axpo.errors import ConfigError, DataError
+from axpo.evaluation.run import evaluate
+from axpo.images import ContentImageStore
+from axpo.models.loading import load_model, resolve_device
+from axpo.models.preprocessing import ImagePreprocessor
+from axpo.protocols import InferenceEngine, RewardFn, Tool
+from axpo.rewards import REWARDS, checked
+from axpo.rollout.loop import RolloutLimits, RolloutSetup
+from axpo.rollout.rendering import QwenRenderer
+from axpo.tasks import mini
+from axpo.tasks.jsonl import load_conversations, load_problems
+from axpo.tools import BUILTIN_TOOLS
+from axpo.tools.function import FunctionTool
+from axpo.trainer.checkpoint import TrainerState, find_model, recover_checkpoint, restore_checkpoint
+from axpo.trainer.config import Config, EvalConfig, RolloutConfig, format_toml
+from axpo.trainer.loop import Evaluate, Run, peak_memory_bytes, timed
+from axpo.trainer.policy import Policy
+from axpo.trainer.sources import DemonstrationSource, Lines, RolloutSource
+from axpo.trainer.step import Metrics
+from axpo.trainer.weight_sync import WeightSync
+from axpo.types import Conversation, Problem, Rollout, SamplingParams
+
+MINI = "mini"
+"""`model.path = "mini"`, `data.train = "mini:train"`: what ships with the package."""
+
+
+@contextlib.contextmanager
+def open_training(config: Config, *, is_demonstration: bool, resume: bool, console: RunConsole) -> Generator[Run]:
+    """A run in `run.output_dir`, ready to start, or to go on where its last checkpoint stands.
+
+    Nothing is written before everything that a user can get wrong has been loaded.
+    """
+    folder = config.run.output_dir
+    check_folder(folder, config, resume=resume)
+    parts = build_parts(config, folder=folder)
+    eval_problems = load_eval_problems(parts) if config.data.eval else ()
+    train_problems = () if is_demonstration else load_train_problems(parts)
+    with contextlib.ExitStack() as stack:
+        sync = evaluation = engine = None
+        policy = build_policy(parts, has_reference=not is_demonstration and config.algorithm.kl_coef > 0)
+        if probed := train_problems or eval_problems:
+            engine = stack.enter_context(contextlib.closing(build_engine(parts)))
+            sync = build_sync(parts, policy, engine, probed[0])
+        if engine is not None and eval_problems:
+            evaluation = build_evaluation(parts, engine, eval_problems, console=console)
+        if engine is not None and train_problems:
+            source = build_rollouts(parts, engine, train_problems, on_rollout=console.on_rollout)
+        else:
+            source = build_demonstrations(parts)
+        optimizer = build_optimizer(policy, config)
+        last = recover_checkpoint(folder / "checkpoints") if resume else None
+        state = restore_checkpoint(last, policy=policy, optimizer=optimizer) if last is not None else TrainerState()
+        recorder = open_folder(parts, folder)
+        if resume:
+            recorder.truncate_after(state.step)
+            console.say(f"resuming {folder} after step {state.step}")
+        yield Run(
+            config=config,
+            policy=policy,
+            optimizer=optimizer,
+            source=source,
+            sync=sync,
+            evaluate=evaluation,
+            recorder=recorder,
+            observer=console,
+            checkpoints=folder / "checkpoints",
+            state=state,
+            history=[record for record in read_metrics(folder) if record["kind"] == "train"],
+        )
+
+
+def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, console: RunConsole) -> None:
+    """Evaluate a checkpoint into a run folder of its own. Raises `ConfigError` when that is taken."""
+    if _has_files(folder):
+        raise ConfigError(f"{folder} is not empty. Choose another folder with --out.")
+    if checkpoint is not None:
+        model = config.model.model_copy(update={"path": str(find_model(checkpoint))})
+        config = config.model_copy(update={"model": model})
+    parts = build_parts(config, folder=folder)
+    problems = load_eval_problems(parts)
+    with contextlib.closing(build_engine(parts)) as engine:
+        recorder = open_folder(parts, folder)
+        metrics: Metrics = {}
+        with timed(metrics, "seconds/eval"):
+            found, lines = build_evaluation(parts, engine, problems, console=console)(0)
+        metrics |= {**found, "memory/peak_bytes": peak_memory_bytes()}
+        recorder.record_eval(0, metrics, lines)
+    console.on_eval(0, metrics)
+    console.say(f"recorded in {folder}")
+
+
+# -- the run's folder -------------------------------------------------------------------------------------------------
+
+CHANGEABLE_ON_RESUME = frozenset(
+    {
+        "run.output_dir",
+        "run.device",
+        "run.num_threads",
+        "data.eval",
+        "data.max_eval_rows",
+        "rollout.time_limit_s",
+        "rollout.max_fault_retries",
+        "rollout.max_batch_size",
+        "train.steps",
+        "train.eval_every",
+        "train.save_every",
+        "train.tokens_per_micro_batch",
+    }
+)
+"""Options that leave what is learnt alone, beside `eval.*`; `train.steps` moves the end of a falling schedule."""
+
+
+def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
+    """Refuse to write into another run. Raises `ConfigError`."""
+    if not _has_files(folder):
+        return
+    if not resume:
+        raise ConfigError(
+            f"run.output_dir: {folder} is not empty. Continue that run with --resume, or choose another folder with "
+            "--run.output_dir."
+        )
+    saved_path = folder / "config.toml"
+    if not saved_path.is_file():
+        raise ConfigError(f"run.output_dir: {folder} holds files but no config.toml, so it is no run to resume.")
+    saved = load_config(saved_path).model_dump(mode="json")
+    given = config.model_dump(mode="json")
+    changed = [
+        f"{table}.{name} was {saved[table][name]!r}, now {value!r}"
+        for table, options in given.items()
+        for name, value in options.items()
+        if value != saved[table][name] and table != "eval" and f"{table}.{name}" not in CHANGEABLE_ON_RESUME
+    ]
+    if changed and any((folder / "checkpoints").glob("step-*")):
+        raise ConfigError(
+            f"{folder}: the run was started with other options: {'; '.join(changed)}. Resume it with those it had, or "
+            "start a new run with model.path set to its checkpoint."
+        )
+
+
+def _has_files(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))
+
+
+def open_folder(parts: Parts, folder: Path) -> RunRecorder:
+    """Create the run's folder, save the resolved configuration in it and start recording."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "config.toml.partial"
+    partial.write_text(format_toml(parts.config), encoding="utf-8")
+    partial.replace(folder / "config.toml")
+    return RunRecorder(folder, store=parts.store, device=str(parts.device))
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What training and evaluation share."""
+
+    config: Config
+    model_path: Path | str
+    device: torch.device
+    store: ContentImageStore
+    preprocessor: ImagePreprocessor
+    renderer: QwenRenderer
+    tools: Mapping[str, Tool]
+    reward_for: Callable[[Problem], RewardFn]
+
+
+def build_parts(config: Config, *, folder: Path) -> Parts:
+    """Everything but models and data. Pictures of recorded rollouts go to `folder / "images"`."""
+    _prepare_torch(config)
+    model_path = resolve_model_path(config.model.path)
+    preprocessor = ImagePreprocessor.from_pretrained(model_path, max_pixels=config.model.max_image_px)
+    return Parts(
+        config=config,
+        model_path=model_path,
+        device=resolve_device(config.run.device),
+        store=ContentImageStore(folder / "images"),
+        preprocessor=preprocessor,
+        renderer=QwenRenderer.from_pretrained(model_path, preprocessor=preprocessor),
+        tools=build_tools(config.data.tools),
+        reward_for=build_reward(config.data.reward),
+    )
+
+
+def resolve_model_path(path: str) -> Path | str:
+    """A folder or hub id; `mini` and `mini:NAME` are the checkpoints that ship with the package."""
+    if path == MINI or path.startswith(f"{MINI}:"):
+        name = path.partition(":")[2]
+        return mini.checkpoint_path(name) if name else mini.checkpoint_path()
+    return path
+
+
+def build_engine(parts: Parts) -> HfEngine:
+    """The in-process engine with its own copy of the weights in the compute precision."""
+    model = load_model(
+        parts.model_path,
+        dtype=parts.config.model.dtype,
+        attn_implementation=parts.config.model.attn_implementation,
+        device=parts.device,
+    )
+    return HfEngine(
+        model,
+        preprocessor=parts.preprocessor,
+        store=parts.store,
+        banned_token_ids=parts.renderer.banned_token_ids,
+        stop_token_ids=parts.renderer.stop_token_ids,
+        max_batch_size=parts.config.rollout.max_batch_size,
+    )
+
+
+def build_policy(parts: Parts, *, has_reference: bool) -> Policy:
+    """The model that learns."""
+    return Policy(
+        parts.config.model,
+        path=parts.model_path,
+        preprocessor=parts.preprocessor,
+        store=parts.store,
+        device=parts.device,
+        temperature=parts.config.rollout.temperature,
+        banned_token_ids=parts.renderer.banned_token_ids,
+        has_reference=has_reference,
+    )
+
+
+def build_optimizer(policy: Policy, config: Config) -> torch.optim.Optimizer:
+    """AdamW over what learns; the learning rate is set at each step."""
+    return torch.optim.AdamW(
+        policy.trainable_parameters().values(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+    )
+
+
+def build_sync(parts: Parts, policy: Policy, engine: InferenceEngine, problem: Problem) -> WeightSync:
+    """Weight hand-over whose canary continues the prompt of `problem`."""
+    setup = _rollout_setup(parts, engine)
+    specs = [tool.spec for tool in setup.tools_for(problem).values()]
+    return WeightSync(
+        policy,
+        engine,
+        probe=parts.renderer.render_prompt(problem.messages, specs),
+        sampling=setup.sampling,
+        dtype=parts.config.model.dtype,
+    )
+
+
+def build_rollouts(
+    parts: Parts, engine: InferenceEngine, problems: Sequence[Problem], *, on_rollout: Callable[[Rollout], None]
+) -> RolloutSource:
+    """The source of reinforcement learning."""
+    setup = _rollout_setup(parts, engine)
+    return RolloutSource(problems, setup=setup, config=parts.config, on_rollout=on_rollout)
+
+
+def build_demonstrations(parts: Parts) -> DemonstrationSource:
+    """The source of supervised fine-tuning."""
+    config = parts.config
+    if config.data.train is None:
+        raise ConfigError("data.train: required here: a JSONL or Parquet file of conversations, or mini:train.")
+    return DemonstrationSource(
+        load_demonstrations(parts, config.data.train, max_rows=config.data.max_train_rows),
+        renderer=parts.renderer,
+        tools={name: tool.spec for name, tool in parts.tools.items()},
+        rows_per_step=config.train.rows_per_step,
+        seed=config.run.seed,
+    )
+
+
+def build_evaluation(
+    parts: Parts, engine: InferenceEngine, problems: Sequence[Problem], *, console: RunConsole
+) -> Evaluate:
+    """Held-out evaluation as a function of the step. Its random choices are the same at every step."""
+    config = parts.config
+    setup = RolloutSetup(
+        engine=engine,
+        renderer=parts.renderer,
+        tools=parts.tools,
+        reward_for=parts.reward_for,
+        store=parts.store,
+        limits=_limits(config, config.eval),
+        sampling=SamplingParams(temperature=config.eval.temperature, top_p=config.eval.top_p, top_k=config.eval.top_k),
+        max_fault_retries=config.rollout.max_fault_retries,
+    )
+
+    def evaluate_step(step: int) -> tuple[Metrics, Lines]:
+        console.start_rollouts("evaluation", len(problems) * config.eval.num_samples)
+        result = evaluate(
+            problems,
+            setup=setup,
+            num_samples=config.eval.num_samples,
+            seed=config.run.seed,
+            on_rollout=console.on_rollout,
+        )
+        lines = rollout_lines(
+            step=step, phase="eval", groups=result.groups, problems=problems, decode=parts.renderer.decode
+        )
+        return result.metrics, lines
+
+    return evaluate_step
+
+
+def load_train_problems(parts: Parts) -> tuple[Problem, ...]:
+    """The questions of `data.train`. Raises `ConfigError` without, `DataError` on a bad one."""
+    data = parts.config.data
+    if data.train is None:
+        raise ConfigError("data.train: required here: a JSONL or Parquet file of questions, or mini:train.")
+    return load_questions(parts, data.train, max_rows=data.max_train_rows)
+
+
+def load_eval_problems(parts: Parts) -> tuple[Problem, ...]:
+    """The questions of `data.eval`. Raises `ConfigError` without, `DataError` on a bad one."""
+    data = parts.config.data
+    if data.eval is None:
+        raise ConfigError("data.eval: required here: a JSONL or Parquet file of questions, or mini:eval.")
+    return load_questions(parts, data.eval, max_rows=data.max_eval_rows)
+
+
+def _rollout_setup(parts: Parts, engine: InferenceEngine) -> RolloutSetup:
+    rollout = parts.config.rollout
+    return RolloutSetup(
+        engine=engine,
+        renderer=parts.renderer,
+        tools=parts.tools,
+        reward_for=parts.reward_for,
+        store=parts.store,
+        limits=_limits(parts.config, rollout),
+        sampling=SamplingParams(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k),
+        max_fault_retries=rollout.max_fault_retries,
+    )
+
+
+def _limits(config: Config, phase: RolloutConfig | EvalConfig) -> RolloutLimits:
+    return RolloutLimits(
+        max_tool_turns=phase.max_tool_turns,
+        max_response_tokens=phase.max_response_tokens,
+        time_limit_s=config.rollout.time_limit_s,
+        tool_timeout_s=config.rollout.tool_timeout_s,
+    )
+
+
+def _prepare_torch(config: Config) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if config.run.num_threads:
+        torch.set_num_threads(config.run.num_threads)
+    random.seed(config.run.seed)
+    torch.manual_seed(config.run.seed)
+    # On a GPU it would refuse kernels that have no deterministic form; on a CPU it costs nothing.
+    torch.use_deterministic_algorithms(config.run.device == "cpu" or not torch.cuda.is_available())
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def load_questions(parts: Parts, source: str, *, max_rows: int | None) -> tuple[Problem, ...]:
+    """Questions of a file or of the mini task, checked against the tools and rewards of the run. Raises `DataError`."""
+    if source.startswith(f"{MINI}:"):
+        split = _mini_split(source, ("train", "eval"))
+        problems = mini.problems(split, store=parts.store, num_questions=max_rows)
+    else:
+        problems = load_problems(
+            Path(source), store=parts.store, system_prompt=parts.config.data.system_prompt, max_rows=max_rows
+        )
+    if not problems:
+        raise DataError(f"{source}: holds no questions.")
+    for problem in problems:
+        _check_tools(f"question {problem.id}", problem.tools, parts.tools)
+        parts.reward_for(problem)
+    return problems
+
+
+def load_demonstrations(parts: Parts, source: str, *, max_rows: int | None) -> tuple[Conversation, ...]:
+    """Conversations of a file or of the mini task, checked against the tools of the run. Raises `DataError`."""
+    if source.startswith(f"{MINI}:"):
+        _mini_split(source, ("train",))
+        build = functools.partial(mini.conversations, store=parts.store)
+        conversations = build() if max_rows is None else build(num_rows=max_rows)
+    else:
+        conversations = load_conversations(Path(source), store=parts.store, max_rows=max_rows)
+    if not conversations:
+        raise DataError(f"{source}: holds no conversations.")
+    for conversation in conversations:
+        _check_tools(f"conversation {conversation.id}", conversation.tools, parts.tools)
+    return conversations
+
+
+def _mini_split(source: str, splits: Sequence[str]) -> str:
+    split = source.removeprefix(f"{MINI}:")
+    if split not in splits:
+        raise ConfigError(
+            f"data: {source}: the mini task offers {' and '.join(f'{MINI}:{name}' for name in splits)} here."
+        )
+    return split
+
+
+def _check_tools(owner: str, names: Iterable[str] | None, tools: Mapping[str, Tool]) -> None:
+    unknown = [name for name in names or () if name not in tools]
+    if unknown:
+        raise DataError(
+            f"{owner}: asks for the tool {unknown[0]!r}, but data.tools offers {', '.join(tools) or 'none'}. "
+            "Add it there or take it out of the row."
+        )
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def build_tools(names: Sequence[str]) -> dict[str, Tool]:
+    """Tools by the name the model knows them under. Raises `ConfigError`."""
+    tools: dict[str, Tool] = {}
+    for name in names:
+        tool = _build_tool(name)
+        if tool.spec.name in tools:
+            raise ConfigError(
+                f"data.tools: two tools are called {tool.spec.name!r}; the model could not tell them apart."
+            )
+        tools[tool.spec.name] = tool
+    return tools
+
+
+def _build_tool(name: str) -> Tool:
+    if ":" not in name:
+        if name not in BUILTIN_TOOLS:
+            raise ConfigError(
+                f"data.tools: no built-in tool is called {name!r}; there are {', '.join(BUILTIN_TOOLS)}. "
+                "Your own tool is written module:attribute."
+            )
+        return BUILTIN_TOOLS[name]()
+    found = import_object(name, option="data.tools")
+    if inspect.isroutine(found):
+        return FunctionTool.from_function(found)
+    tool = found() if inspect.isclass(found) else found
+    if not isinstance(tool, Tool):
+        raise ConfigError(f"data.tools: {name} is neither a function nor an object with `spec` and `run`.")
+    return tool
+
+
+def build_reward(name: str | None) -> Callable[[Problem], RewardFn]:
+    """Which reward judges a question: the user's own for all, else the one of its `answer_kind`."""
+    if name is not None:
+        own = checked(import_object(name, option="data.reward"), name)
+        return lambda problem: own
+
+    def reward_for(problem: Problem) -> RewardFn:
+        if problem.answer_kind not in REWARDS:
+            raise DataError(
+                f"question {problem.id}: answer_kind {problem.answer_kind!r} has no reward; there are "
+                f"{', '.join(REWARDS)}. Change it, or set data.reward to your own function."
+            )
+        return REWARDS[problem.answer_kind]
+
+    return reward_for
+
+
+def import_object(name: str, *, option: str) -> Any:
+    """What `module:attribute` names, looked for in the current directory first. Raises `ConfigError`."""
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise ConfigError(f"{option}: {name!r} is not of the form module:attribute.")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"{option}: {name}: importing {module_name} failed: {error}.") from error
+        raise ConfigError(
+            f"{option}: {name}: there is no module {error.name}, neither in {Path.cwd()} nor among installed packages."
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"{option}: {name}: importing {module_name} failed: {type(error).__name__}: {error}."
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{option}: {name}: {module_name} has no {attribute!r}{_nearest(part, dir(found))}.")
+        found = getattr(found, part)
+    if not callable(found) and not isinstance(found, Tool):
+        raise ConfigError(f"{option}: {name} is a {type(found).__name__}; expected something that can be called.")
+    return found
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -1,0 +1,165 @@
+"""`axpo`: train, fine-tune, evaluate, report, check the installation, show the demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from axpo import __version__
+from axpo.errors import AxpoError, UserError
+
+EXIT_FAULT = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_OVERRIDES = "Any option of the configuration: --table.option VALUE, for example --train.learning_rate 1e-5."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 a mistake of the user, 130 interrupted, 1 anything else."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from axpo.cli.overrides import split_overrides
+
+        words, overrides = split_overrides(words)
+        arguments = _build_parser().parse_args(words)
+        if overrides and arguments.command not in ("train", "sft", "eval"):
+            raise UserError(f"axpo {arguments.command}: takes no --{next(iter(overrides))}")
+        arguments.overrides = overrides
+        return arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="axpo", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"axpo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    for name, run, text in (
+        ("train", _train, "Reinforcement learning: AXPO, or GRPO with algorithm.resample_budget_frac = 0."),
+        ("sft", _train, "Supervised fine-tuning on conversations."),
+    ):
+        command = add(name, run, text)
+        command.epilog = _OVERRIDES
+        command.add_argument("config", type=Path, metavar="CONFIG.toml")
+        command.add_argument("--resume", action="store_true", help="go on after the last checkpoint of the run")
+    command = add("eval", _evaluate, "Pass@k and tool use on held-out questions.")
+    command.epilog = _OVERRIDES
+    command.add_argument("config", type=Path, metavar="CONFIG.toml")
+    command.add_argument("--checkpoint", type=Path, metavar="PATH", help="a model folder, a checkpoint or a run")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where to record; default: run.output_dir + '-eval'")
+    command = add("report", _report, "One self-contained HTML file about one run or several.")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    add("doctor", _doctor, "What this installation can do.")
+    command = add("demo", _demo, "GRPO and AXPO side by side on the mini task, on this machine's CPU.")
+    command.add_argument("--minutes", type=float, default=10.0, metavar="FLOAT", help="time to spend; default 10")
+    command.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
+    command.add_argument("--seed", type=int, default=0, metavar="INT")
+    return parser
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from axpo.cli.overrides import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    words = [f"--{name} {value}" for name, value in arguments.overrides.items()]
+    resume_line = " ".join(["axpo", arguments.command, str(arguments.config), "--resume", *words])
+
+    def run() -> None:
+        from axpo.cli.build import open_training
+        from axpo.cli.console import DEMONSTRATION_COLUMNS, ROLLOUT_COLUMNS, RunConsole
+        from axpo.trainer.loop import train
+
+        is_demonstration = arguments.command == "sft"
+        console = RunConsole(
+            columns=DEMONSTRATION_COLUMNS if is_demonstration else ROLLOUT_COLUMNS,
+            num_steps=config.train.steps,
+            rollouts_per_step=0 if is_demonstration else config.rollout.questions_per_step * config.rollout.group_size,
+        )
+        with (
+            open_training(
+                config, is_demonstration=is_demonstration, resume=arguments.resume, console=console
+            ) as training,
+            console,
+        ):
+            train(training)
+        console.say(f"done: {config.run.output_dir}")
+
+    return _guard(run, folder=config.run.output_dir, resume_line=resume_line)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from axpo.cli.overrides import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    folder = arguments.out or config.run.output_dir.with_name(f"{config.run.output_dir.name}-eval")
+
+    def run() -> None:
+        from axpo.cli.build import run_evaluation
+        from axpo.cli.console import RunConsole
+
+        with RunConsole(columns=(), num_steps=0) as console:
+            run_evaluation(config, folder=folder, checkpoint=arguments.checkpoint, console=console)
+
+    return _guard(run, folder=folder)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from axpo.reports.html import write_report
+
+    write_report(arguments.runs, arguments.out)
+    print(f"report: {arguments.out}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from axpo.cli.doctor import print_diagnosis
+
+    print_diagnosis()
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    def run() -> None:
+        from axpo.cli.demo import run_demo
+
+        run_demo(minutes=arguments.minutes, out=arguments.out, seed=arguments.seed)
+
+    return _guard(run, folder=arguments.out)
+
+
+def _guard(run: Callable[[], None], *, folder: Path, resume_line: str | None = None) -> int:
+    """Run; whatever ends it early, say where the run lies and how to go on."""
+    try:
+        run()
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; continue with: {resume_line}" if resume_line else "\ninterrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, AxpoError):
+            traceback.print_exc()
+        print(f"error: {error}\nrun folder: {folder}", file=sys.stderr)
+        if resume_line:
+            print(f"continue after the last checkpoint with: {resume_line}", file=sys.stderr)
+        return EXIT_FAULT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

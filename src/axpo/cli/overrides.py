@@ -1,0 +1,98 @@
+"""A TOML file plus `--table.option value` from the command line make one `Config`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from axpo.errors import ConfigError
+from axpo.trainer.config import Config, check_option, parse_config
+
+_OVERRIDE = re.compile(r"--(?P<name>[A-Za-z_]\w*(?:\.\w+)+)(?:=(?P<value>.*))?", re.DOTALL)
+_PATH_OPTIONS = (("data", "train"), ("data", "eval"), ("model", "path"))
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--table.option value` and `--table.option=value` out of `argv`; returns the rest and the overrides.
+
+    Raises `ConfigError` when a value is missing.
+    """
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    words = iter(argv)
+    for word in words:
+        match = _OVERRIDE.fullmatch(word)
+        if match is None:
+            rest.append(word)
+            continue
+        value = match["value"] if match["value"] is not None else next(words, None)
+        if value is None or _OVERRIDE.fullmatch(value):
+            raise ConfigError(f"--{match['name']}: expected a value after it")
+        overrides[match["name"]] = value
+    return rest, overrides
+
+
+def parse_literal(text: str) -> Any:
+    """A TOML number, boolean, string or list; anything else is taken as the string it is.
+
+    >>> [parse_literal(text) for text in ("1e-5", "true", "runs/a", '["x", "y"]', "2026-01-01")]
+    [1e-05, True, 'runs/a', ['x', 'y'], '2026-01-01']
+    """
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = table["value"]
+    return value if len(table) == 1 and isinstance(value, (bool, int, float, str, list)) else text
+
+
+def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """Read a TOML file and lay overrides over it.
+
+    Relative data and model paths mean: in the file, relative to its folder (a recipe works from anywhere); in an
+    override, relative to the current directory. `run.output_dir` is relative to the current directory in both.
+    Raises `ConfigError`.
+    """
+    tables = _read_toml(path)
+    _anchor_paths(tables, path.parent)
+    given: dict[str, dict[str, Any]] = {}
+    for name, text in (overrides or {}).items():
+        check_option(name)
+        table, option = name.split(".")
+        given.setdefault(table, {})[option] = parse_literal(text)
+    _anchor_paths(given, Path())
+    for table, options in given.items():
+        if not isinstance(tables.setdefault(table, {}), dict):
+            raise ConfigError(f"{path}: {table}: expected a table [{table}], got {tables[table]!r}")
+        tables[table].update(options)
+    return parse_config(tables, origin=str(path))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _anchor_paths(tables: Mapping[str, Any], folder: Path) -> None:
+    for table, option in _PATH_OPTIONS:
+        options: Any = tables.get(table)
+        if not isinstance(options, dict):
+            continue
+        value: Any = options.get(option)
+        if isinstance(value, str) and value and _is_relative_path(value, folder, may_be_hub_id=table == "model"):
+            options[option] = str((folder / value).resolve())
+
+
+def _is_relative_path(value: str, folder: Path, *, may_be_hub_id: bool) -> bool:
+    if re.match(r"\w+:", value) or Path(value).is_absolute():
+        return False
+    if may_be_hub_id:
+        return value.startswith(("./", "../")) or (value != "mini" and (folder / value).is_dir())
+    return True

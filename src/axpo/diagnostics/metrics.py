@@ -1,0 +1,164 @@
+"""Rollouts of a step -> flat numbers to log. Every key is explained in `docs/metrics.md`.
+
+A rate with nothing to count is None, not zero. Unless a key says otherwise, it counts the original siblings only: the
+continuations are tool-using by construction and would raise every rate they entered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from axpo.algo import statistics
+from axpo.diagnostics.zoom import ZoomCounts, add_counts, count_zooms
+from axpo.types import (
+    ContinuationGroup,
+    FailureKind,
+    Problem,
+    ResamplePlan,
+    Rollout,
+    RolloutGroup,
+    SegmentKind,
+    StopReason,
+    ToolResult,
+)
+
+Metrics = dict[str, float | int | None]
+
+
+def rollout_metrics(
+    groups: Sequence[RolloutGroup],
+    continuations: Sequence[ContinuationGroup],
+    plan: ResamplePlan,
+    num_dropped: int,
+    *,
+    problems: Sequence[Problem] = (),
+) -> Metrics:
+    """All numbers of the rollout phase of one step. `problems` with target boxes add the `zoom/` keys."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    resampled = [rollout for group in continuations for rollout in group.rollouts]
+    return {
+        "rollout/count": len(rollouts),
+        "rollout/dropped": num_dropped,
+        "rollout/tool_use_rate": statistics.tool_use_rate(groups),
+        "rollout/all_wrong_tool": statistics.all_wrong_rate(groups, subgroup="tool"),
+        "rollout/all_wrong_no_tool": statistics.all_wrong_rate(groups, subgroup="no_tool"),
+        "rollout/all_wrong_tool_post": statistics.post_resampling_all_wrong_rate(groups, continuations),
+        **_reward_metrics(rollouts, resampled),
+        **_group_metrics(groups),
+        **_resample_metrics(groups, continuations, plan),
+        **tool_metrics(rollouts),
+        **length_metrics(rollouts),
+        "tokens/generated": sum(rollout.num_sampled_tokens for rollout in (*rollouts, *resampled)),
+        "tokens/resampled": sum(rollout.num_sampled_tokens for rollout in resampled),
+        **_zoom_step_metrics(groups, problems),
+    }
+
+
+def tool_metrics(rollouts: Sequence[Rollout]) -> Metrics:
+    """Tool calls, their failures by kind and by tool, and their mean wall time in seconds."""
+    results = [result for rollout in rollouts for result in rollout.tool_results]
+    failures = Counter(result.failure.kind for result in results if result.failure is not None)
+    metrics: Metrics = {
+        "tools/calls": len(results),
+        "tools/calls_per_rollout": _mean(len(rollout.tool_results) for rollout in rollouts),
+        "tools/failure_rate": _mean(result.failure is not None for result in results),
+        "tools/seconds": _mean(result.wall_time_s for result in results),
+    }
+    metrics |= {f"tools/failures/{kind}": failures[kind] for kind in FailureKind}
+    for name in sorted({_known_name(result) for result in results} - {None}, key=str):
+        of_tool = [result for result in results if _known_name(result) == name]
+        metrics[f"tools/{name}/calls"] = len(of_tool)
+        metrics[f"tools/{name}/failures"] = sum(result.failure is not None for result in of_tool)
+    return metrics
+
+
+def length_metrics(rollouts: Sequence[Rollout]) -> Metrics:
+    """Lengths in tokens and why rollouts ended."""
+    prompts = [_num_prompt_tokens(rollout) for rollout in rollouts]
+    responses = [len(rollout.token_ids) - prompt for rollout, prompt in zip(rollouts, prompts, strict=True)]
+    metrics: Metrics = {
+        "length/prompt_mean": _mean(prompts),
+        "length/response_mean": _mean(responses),
+        "length/response_max": max(responses, default=None),
+    }
+    return metrics | {f"stop/{reason}": _mean(r.stop_reason is reason for r in rollouts) for reason in StopReason}
+
+
+def zoom_metrics(counts: ZoomCounts, *, prefix: str = "zoom") -> Metrics:
+    """Hit rates of zoom calls and what a hit is worth."""
+    num_miss_rollouts = counts.num_tool_rollouts - counts.num_hit_rollouts
+    return {
+        f"{prefix}/box_hit_rate": ratio(counts.num_hits, counts.num_calls),
+        f"{prefix}/hit_any": ratio(counts.num_hit_rollouts, counts.num_tool_rollouts),
+        f"{prefix}/accuracy_given_hit": ratio(counts.num_hit_correct, counts.num_hit_rollouts),
+        f"{prefix}/accuracy_given_miss": ratio(counts.num_miss_correct, num_miss_rollouts),
+    }
+
+
+def count_group_zooms(
+    groups: Sequence[RolloutGroup], metadata_by_id: Mapping[str, Mapping[str, Any]]
+) -> ZoomCounts | None:
+    """Zoom counts over groups; None when no problem names a target box."""
+    counts = [count_zooms(group.rollouts, metadata_by_id.get(group.problem_id, {})) for group in groups]
+    known = [count for count in counts if count is not None]
+    return add_counts(known) if known else None
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+    """The quotient, or None when there is nothing to divide by."""
+    return numerator / denominator if denominator else None
+
+
+def _reward_metrics(rollouts: Sequence[Rollout], resampled: Sequence[Rollout]) -> Metrics:
+    return {
+        "reward/mean": _mean(rollout.reward for rollout in rollouts),
+        "reward/tool": _mean(rollout.reward for rollout in rollouts if rollout.uses_tool),
+        "reward/no_tool": _mean(rollout.reward for rollout in rollouts if not rollout.uses_tool),
+        "reward/resampled": _mean(rollout.reward for rollout in resampled),
+    }
+
+
+def _group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
+    filled = [[rollout.reward for rollout in group.rollouts] for group in groups if group.rollouts]
+    return {
+        "groups/zero_signal": _mean(len(set(rewards)) == 1 for rewards in filled),
+        "groups/all_right": _mean(all(reward >= 1 for reward in rewards) for rewards in filled),
+        "groups/all_wrong": _mean(all(reward < 1 for reward in rewards) for rewards in filled),
+    }
+
+
+def _resample_metrics(
+    groups: Sequence[RolloutGroup], continuations: Sequence[ContinuationGroup], plan: ResamplePlan
+) -> Metrics:
+    return {
+        "resample/budget": plan.budget,
+        "resample/planned": plan.num_planned,
+        "resample/used": sum(len(group.rollouts) for group in continuations),
+        "resample/triggered": plan.num_triggered,
+        "resample/candidates": plan.num_candidates,
+        "resample/confidence_mean": _mean(prefix.confidence for prefix in plan.prefixes),
+        "resample/restore_rate": statistics.restore_rate(groups, continuations),
+        "resample/restore_rate_all": statistics.restore_rate(groups, continuations, over="triggered"),
+    }
+
+
+def _zoom_step_metrics(groups: Sequence[RolloutGroup], problems: Sequence[Problem]) -> Metrics:
+    counts = count_group_zooms(groups, {problem.id: problem.metadata for problem in problems})
+    return zoom_metrics(counts) if counts is not None else {}
+
+
+def _known_name(result: ToolResult) -> str | None:
+    """The tool's name, None when the model made it up: its inventions must not become metric keys."""
+    invented = (FailureKind.UNKNOWN_TOOL, FailureKind.MALFORMED_CALL)
+    return None if result.failure is not None and result.failure.kind in invented else result.call.name
+
+
+def _num_prompt_tokens(rollout: Rollout) -> int:
+    return sum(len(segment) for segment in rollout.segments if segment.kind is SegmentKind.PROMPT)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    items = list(values)
+    return sum(items) / len(items) if items else None

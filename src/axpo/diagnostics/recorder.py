@@ -1,0 +1,336 @@
+"""The run directory: what is written, in which order, and how it is read back.
+
+    run.json  metrics.jsonl  rollouts/train-000012.jsonl  rollouts/eval-000060.jsonl  images/<sha256>.<ext>
+
+A step is written images first, then its rollouts file (temporary file, fsync, rename), then one line of
+`metrics.jsonl` (fsync). Whenever the process dies, every line of `metrics.jsonl` but perhaps a half-written last one
+has its rollouts file, and `RunRecorder.truncate_after` removes whatever a resumed run will write again.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from axpo.errors import DataError, RecordError
+from axpo.images import ContentImageStore
+from axpo.types import (
+    ContinuationGroup,
+    ImageRef,
+    JsonValue,
+    Problem,
+    Rollout,
+    RolloutGroup,
+    RowRole,
+    TrainingRow,
+    from_json,
+    to_json,
+)
+
+Metrics = Mapping[str, float | int | None]
+Phase = Literal["train", "resample", "eval"]
+
+_PACKAGES = ("axpo", "torch", "transformers", "numpy", "pillow")
+_ROLLOUT_FILE = re.compile(r"(train|eval)-(\d{6,})\.jsonl")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRecord:
+    """One line of a rollouts file: a rollout with the credit it got and what it was about."""
+
+    step: int
+    phase: Phase
+    rollout: Rollout
+    role: RowRole
+    credit: tuple[tuple[int, int, float], ...]
+    """`(start, stop, advantage)` of the token ranges that learn; empty in evaluation."""
+    confidence: float | None
+    """Mean probability of the tool call's tokens, where it was computed."""
+    is_triggered: bool
+    """Of its question: tool-using siblings exist and all of them are wrong."""
+    segment_texts: tuple[str, ...]
+    """Decoded text of each segment."""
+    question: str
+    answer: str
+    metadata: Mapping[str, JsonValue]
+    """Of the problem."""
+
+    def __post_init__(self) -> None:
+        if len(self.segment_texts) != len(self.rollout.segments):
+            raise RecordError(
+                f"RolloutRecord {self.rollout.id}: {len(self.rollout.segments)} segments but "
+                f"{len(self.segment_texts)} texts"
+            )
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+class RunRecorder:
+    """Writes a run directory. `store` must write its pictures to `folder / "images"`."""
+
+    def __init__(self, folder: Path, *, store: ContentImageStore, device: str = "cpu") -> None:
+        self._folder = folder
+        self._store = store
+        self._metrics_path = folder / "metrics.jsonl"
+        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        _record_start(folder / "run.json", device=device)
+
+    def truncate_after(self, step: int) -> None:
+        """Drop every record of a later step and what an interrupted write left. Call before resuming at `step`."""
+        kept = [record for record in read_metrics(self._folder) if record["step"] <= step]
+        _write_atomically(self._metrics_path, (json.dumps(record) for record in kept))
+        for path in (self._folder / "rollouts").iterdir():
+            match = _ROLLOUT_FILE.fullmatch(path.name)
+            if match is None or int(match[2]) > step:
+                path.unlink()
+
+    def record_step(self, step: int, metrics: Metrics, lines: Iterable[Mapping[str, JsonValue]]) -> None:
+        """Write the rollouts and the metrics of a training step."""
+        self._record("train", step, metrics, lines)
+
+    def record_eval(self, step: int, metrics: Metrics, lines: Iterable[Mapping[str, JsonValue]]) -> None:
+        """Write the rollouts and the metrics of an evaluation."""
+        self._record("eval", step, metrics, lines)
+
+    def _record(self, kind: str, step: int, metrics: Metrics, lines: Iterable[Mapping[str, JsonValue]]) -> None:
+        lines = list(lines)
+        for image in {image.sha256: image for line in lines for image in _line_images(line)}.values():
+            self._store.persist(image)
+        if lines:
+            path = self._folder / "rollouts" / f"{kind}-{step:06d}.jsonl"
+            _write_atomically(path, (json.dumps(line, ensure_ascii=False) for line in lines))
+        _append_line(self._metrics_path, json.dumps(_metrics_record(kind, step, metrics), allow_nan=False))
+
+
+def rollout_lines(
+    *,
+    step: int,
+    phase: Literal["train", "eval"],
+    groups: Sequence[RolloutGroup],
+    problems: Sequence[Problem],
+    decode: Callable[[Sequence[int]], str],
+    continuations: Sequence[ContinuationGroup] = (),
+    rows: Sequence[TrainingRow] = (),
+    confidence_of: Callable[[Rollout], float | None] | None = None,
+) -> list[dict[str, JsonValue]]:
+    """The lines of a rollouts file: all siblings, then the continuations.
+
+    `rows` carry the rollouts' ids and give role and credit. `confidence_of` rates tool-using rollouts that were not
+    resampled; those that were keep the confidence of their plan.
+    """
+    problem_by_id = {problem.id: problem for problem in problems}
+    row_by_id = {row.id: row for row in rows}
+    planned = {group.prefix.source.id: group.prefix.confidence for group in continuations}
+
+    def build(rollout: Rollout, *, phase: Phase, is_triggered: bool) -> dict[str, JsonValue]:
+        problem, row = problem_by_id[rollout.problem_id], row_by_id.get(rollout.id)
+        confidence = planned.get(rollout.id)
+        if confidence is None and confidence_of is not None and rollout.uses_tool:
+            confidence = confidence_of(rollout)
+        record = RolloutRecord(
+            step=step,
+            phase=phase,
+            rollout=rollout,
+            role=row.role if row is not None else RowRole.CONTINUATION if rollout.prefix else RowRole.ROLLOUT,
+            credit=credit_spans(row) if row is not None else (),
+            confidence=confidence,
+            is_triggered=is_triggered,
+            segment_texts=tuple(decode(rollout.token_ids[s.start : s.stop]) for s in rollout.segments),
+            question=_question_text(problem),
+            answer=problem.answer,
+            metadata=problem.metadata,
+        )
+        return cast("dict[str, JsonValue]", to_json(record))
+
+    siblings = [build(r, phase=phase, is_triggered=g.is_triggered) for g in groups for r in g.rollouts]
+    return siblings + [build(r, phase="resample", is_triggered=True) for g in continuations for r in g.rollouts]
+
+
+def credit_spans(row: TrainingRow) -> tuple[tuple[int, int, float], ...]:
+    """Maximal ranges `(start, stop, advantage)` of learning tokens with one advantage."""
+    spans: list[tuple[int, int, float]] = []
+    for position, (learns, advantage) in enumerate(zip(row.loss_mask, row.advantages, strict=True)):
+        if not learns:
+            continue
+        if spans and spans[-1][1] == position and spans[-1][2] == advantage:
+            spans[-1] = (spans[-1][0], position + 1, advantage)
+        else:
+            spans.append((position, position + 1, advantage))
+    return tuple(spans)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All records of `metrics.jsonl`, oldest first; empty when the run has written none.
+
+    Raises `DataError` on a broken line that is not an unfinished last one.
+    """
+    path = run_dir / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    for number, value in _read_lines(path) if path.exists() else ():
+        if value.get("kind") not in ("train", "eval") or not isinstance(value.get("step"), int):
+            raise DataError(f'{path}:{number}: expected "kind" train or eval and an integer "step", got {_clip(value)}')
+        records.append(value)
+    return records
+
+
+def read_run_info(run_dir: Path) -> dict[str, Any]:
+    """`run.json` of a run; empty when there is none. Raises `DataError` when it is broken."""
+    path = run_dir / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, got {_clip(value)}")
+    return cast("dict[str, Any]", value)
+
+
+def read_rollouts(path: Path) -> tuple[RolloutRecord, ...]:
+    """All records of one rollouts file. Raises `DataError` on a line that is no such record."""
+    records: list[RolloutRecord] = []
+    for number, value in _read_lines(path):
+        try:
+            records.append(from_json(RolloutRecord, value))
+        except (RecordError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{path}:{number}: not a rollout record: {error}") from error
+    return tuple(records)
+
+
+def rollout_files(run_dir: Path, kind: Literal["train", "eval"]) -> dict[int, Path]:
+    """Rollouts files of a run by step, ascending."""
+    found = ((_ROLLOUT_FILE.fullmatch(path.name), path) for path in (run_dir / "rollouts").glob("*.jsonl"))
+    return dict(sorted((int(match[2]), path) for match, path in found if match is not None and match[1] == kind))
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Is this a run directory?") from error
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # no newline yet: the writer died, or is still at it
+                return
+            raise DataError(f"{path}:{number}: not JSON ({error}): {line[:80]!r}. Remove the line.") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{path}:{number}: expected a JSON object, got {_clip(value)}")
+        yield number, cast("dict[str, Any]", value)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _metrics_record(kind: str, step: int, metrics: Metrics) -> dict[str, Any]:
+    """JSON has no NaN: such a value becomes null and its key is listed under `non_finite`."""
+    broken = [key for key, value in metrics.items() if value is not None and not math.isfinite(value)]
+    values = {key: None if key in broken else value for key, value in metrics.items()}
+    return {"kind": kind, "step": step, **values} | ({"non_finite": broken} if broken else {})
+
+
+def _line_images(line: Mapping[str, JsonValue]) -> Iterator[ImageRef]:
+    rollout = line["rollout"]
+    blocks = [block for result in rollout["tool_results"] for block in result["content"]]
+    for value in (*rollout["images"], *(block["image"] for block in blocks if block["image"] is not None)):
+        yield from_json(ImageRef, value)
+
+
+def _question_text(problem: Problem) -> str:
+    return next(message.text for message in reversed(problem.messages) if message.role == "user")
+
+
+def _clip(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _write_atomically(path: Path, lines: Iterable[str]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def _append_line(path: Path, line: str) -> None:
+    """One write call, after an unfinished last line of a run that died was cut off."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    with path.open("ab") as file:
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _record_start(path: Path, *, device: str) -> None:
+    """Write `run.json`; a later start of the same run is added to its `resumed` list."""
+    start = {
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": list(sys.argv),
+        "commit": _source_commit(),
+        "device": device,
+        "machine": f"{platform.machine()}, {os.cpu_count()} logical CPUs",
+        "versions": {"python": platform.python_version(), **_package_versions()},
+    }
+    known = read_run_info(path.parent)
+    if known:
+        start = {**known, "resumed": [*known.get("resumed", []), start]}
+    _write_atomically(path, [json.dumps(start, indent=1)])
+
+
+def _package_versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _source_commit() -> str | None:
+    """Commit of the checkout this file is tracked in, `+` appended when the tree has changes; None outside of one."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Held-out evaluation: unbiased estimators, intervals clustered by question. Submodules are imported by name."""

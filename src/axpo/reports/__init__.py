@@ -1,0 +1,1 @@
+"""Reads run directories, writes pages for people. Imports no torch. Submodules are imported by name."""

@@ -1,0 +1,1 @@
+"""Runs dialogues between policy and tools, token by token."""

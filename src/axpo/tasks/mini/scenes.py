@@ -1,0 +1,143 @@
+"""Pictures of the mini task: a photograph with three coloured cards, each carrying one to six dots."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PHOTO_FOLDER = Path(__file__).with_name("photos")
+HELD_OUT_PHOTOS = ("dragonfly", "fog", "nuthatch", "stream", "sunset")
+"""Photographs that only held-out questions use."""
+SCENE_PX = 1024
+VIEW_PX = 160
+"""Side of what the model sees of a scene: 100 patches, 25 visual tokens."""
+CROP_PX = 96
+"""Side of a zoomed crop as the model sees it: 9 visual tokens."""
+CARD_PX = 42
+COLORS = {
+    "red": (205, 45, 45),
+    "green": (40, 160, 60),
+    "blue": (50, 90, 215),
+    "yellow": (235, 200, 40),
+    "purple": (150, 55, 175),
+    "orange": (240, 125, 30),
+}
+COUNTS = (1, 2, 3, 4, 5, 6)
+_INK = (15, 15, 15)
+_OVERSAMPLING = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One card of a scene."""
+
+    color: str
+    count: int
+    center_px: tuple[int, int]
+    dot_radius_px: float
+    """Dots of one card are equally large, those of two cards need not be: shade alone does not give the count."""
+    angle_deg: float
+    layout_seed: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The square around the card whatever its angle, relative to the scene in 0..1000."""
+        half = (
+            CARD_PX * 0.5 * (abs(math.cos(math.radians(self.angle_deg))) + abs(math.sin(math.radians(self.angle_deg))))
+        )
+        x, y = self.center_px
+        scale = 1000 / SCENE_PX
+        return (
+            math.floor((x - half) * scale),
+            math.floor((y - half) * scale),
+            math.ceil((x + half) * scale),
+            math.ceil((y + half) * scale),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A scene before it is drawn: the photograph, which part of it, and the cards."""
+
+    photo: str
+    crop_seed: int
+    cards: tuple[Card, ...]
+
+
+def sample_scene(rng: random.Random, *, held_out: bool) -> Scene:
+    """A random scene; held-out scenes use photographs that training never shows."""
+    photos = sorted(path.stem for path in PHOTO_FOLDER.glob("*.jpg"))
+    photo = rng.choice([name for name in photos if (name in HELD_OUT_PHOTOS) == held_out])
+    centers: list[tuple[int, int]] = []
+    while len(centers) < 3:
+        candidate = (rng.randint(195, SCENE_PX - 195), rng.randint(195, SCENE_PX - 195))
+        if all(math.dist(candidate, other) > 170 for other in centers):
+            centers.append(candidate)
+    cards = tuple(
+        Card(
+            color=color,
+            count=rng.choice(COUNTS),
+            center_px=center,
+            dot_radius_px=rng.uniform(3.4, 4.3),
+            angle_deg=rng.uniform(-25, 25),
+            layout_seed=rng.getrandbits(32),
+        )
+        for color, center in zip(rng.sample(sorted(COLORS), 3), centers, strict=True)
+    )
+    return Scene(photo=photo, crop_seed=rng.getrandbits(32), cards=cards)
+
+
+def draw_scene(scene: Scene) -> Image:
+    """The picture of a scene, 1024x1024 RGB."""
+    from PIL import Image as PilImage
+
+    rng = random.Random(scene.crop_seed)
+    photo = _photo(scene.photo)
+    left = rng.randint(0, photo.width - SCENE_PX)
+    top = rng.randint(0, photo.height - SCENE_PX)
+    picture = photo.crop((left, top, left + SCENE_PX, top + SCENE_PX))
+    if rng.random() < 0.5:
+        picture = picture.transpose(PilImage.Transpose.FLIP_LEFT_RIGHT)
+    for card in scene.cards:
+        tile = _draw_card(card)
+        picture.paste(tile, (card.center_px[0] - tile.width // 2, card.center_px[1] - tile.height // 2), tile)
+    return picture
+
+
+@functools.cache
+def _photo(name: str) -> Image:
+    from PIL import Image as PilImage
+
+    return PilImage.open(PHOTO_FOLDER / f"{name}.jpg").convert("RGB")
+
+
+def _draw_card(card: Card) -> Image:
+    from PIL import Image as PilImage
+    from PIL import ImageDraw
+
+    rng = random.Random(card.layout_seed)
+    side = CARD_PX * _OVERSAMPLING
+    shade = rng.uniform(0.96, 1.04)
+    body = tuple(min(255, round(channel * shade)) for channel in COLORS[card.color])
+    tile = PilImage.new("RGBA", (side, side), (*body, 255))
+    draw = ImageDraw.Draw(tile)
+    draw.rectangle((0, 0, side - 1, side - 1), outline=(250, 250, 250, 255), width=3 * _OVERSAMPLING)
+    radius = card.dot_radius_px * _OVERSAMPLING
+    for x, y in _dot_centers(card.count, rng):
+        cx, cy = x * side, y * side
+        draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=(*_INK, 255))
+    big = tile.rotate(card.angle_deg, resample=PilImage.Resampling.BICUBIC, expand=True)
+    return big.resize((round(big.width / _OVERSAMPLING), round(big.height / _OVERSAMPLING)), PilImage.Resampling.BOX)
+
+
+def _dot_centers(count: int, rng: random.Random) -> list[tuple[float, float]]:
+    """`count` places of a jittered 3x3 grid, relative to the card."""
+    cells = rng.sample([(i, j) for i in range(3) for j in range(3)], count)
+    return [(0.24 + 0.26 * i + rng.uniform(-0.02, 0.02), 0.24 + 0.26 * j + rng.uniform(-0.02, 0.02)) for i, j in cells]

@@ -1,0 +1,216 @@
+"""The model that learns: float32 master weights, log-probabilities of rows, a fixed reference, the engine's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from axpo.errors import MissingExtraError
+from axpo.models.loading import find_checkpoint_file, load_model
+from axpo.models.qwen3_vl import ImageFeatureCache, TokenLogprobs, base_model, token_logprobs
+from axpo.trainer.config import ModelConfig
+from axpo.types import TrainingRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    from axpo.models.preprocessing import ImagePreprocessor
+    from axpo.protocols import ImageStore
+
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+"""What a published checkpoint holds beside its weights and configuration; taken over as it is."""
+
+
+class Policy:
+    """A Qwen3-VL that learns.
+
+    `model.dtype = "bfloat16"` computes under autocast; weights, gradients and optimiser state stay float32. The
+    reference of the KL term shares whatever cannot change: all of the base model under LoRA, the vision tower and its
+    features when that is frozen.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        path: Path | str,
+        preprocessor: ImagePreprocessor,
+        store: ImageStore,
+        device: torch.device,
+        temperature: float,
+        banned_token_ids: Sequence[int],
+        has_reference: bool,
+    ) -> None:
+        self._path = path
+        self._dtype = config.dtype
+        self._device = device
+        self._temperature = temperature
+        self._banned_token_ids = tuple(banned_token_ids)
+        model = load_model(path, dtype="float32", attn_implementation=config.attn_implementation, device=device)
+        model.requires_grad_(True)
+        if config.freeze_vision:
+            model.model.visual.requires_grad_(False)
+        self._reference = _copy_without_gradient(model) if has_reference and not config.lora_rank else None
+        self._model = _add_lora(model, config) if config.lora_rank else model
+        if config.gradient_checkpointing:
+            base_model(self._model).gradient_checkpointing_enable({"use_reentrant": False})
+            self._model.train()  # transformers checkpoints only in training mode; there is no dropout to switch on
+        self._features = ImageFeatureCache(self._model, preprocessor, store)
+        self._reference_features = self._features
+        if self._reference is not None and not config.freeze_vision:
+            self._reference_features = ImageFeatureCache(self._reference, preprocessor, store)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._device
+
+    @property
+    def num_images_encoded(self) -> int:
+        """Images passed through the vision tower so far."""
+        return self._features.num_encoded
+
+    def trainable_parameters(self) -> Mapping[str, Parameter]:
+        """What learns, by name, in a fixed order."""
+        return {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+
+    def forget_images(self) -> None:
+        """Drop cached image features: at the start of a step, so that a step does not depend on the ones before it."""
+        self._features.clear()
+        self._reference_features.clear()
+
+    def logprobs(
+        self, rows: Sequence[TrainingRow], mask_BT: Tensor, *, is_demonstration: bool = False
+    ) -> TokenLogprobs:
+        """Log-probabilities and entropies at masked positions, with gradient.
+
+        Those of the policy that the engine samples: at its temperature, banned ids excluded. Demonstrations are scored
+        at temperature 1 over the whole vocabulary.
+        """
+        with self._autocast():
+            return self._score(self._model, rows, mask_BT, self._features, is_demonstration=is_demonstration)
+
+    @torch.no_grad()
+    def reference_logprobs(self, rows: Sequence[TrainingRow], mask_BT: Tensor) -> Tensor:
+        """Log-probabilities [B, T] under the weights that training started from."""
+        with self._autocast():
+            if self._reference is not None:
+                return self._score(self._reference, rows, mask_BT, self._reference_features).logprobs_BT
+            assert hasattr(self._model, "disable_adapter"), "policy was built without a reference"
+            with self._model.disable_adapter():
+                return self._score(self._model, rows, mask_BT, self._features).logprobs_BT
+
+    @torch.no_grad()
+    def engine_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights, named as in the checkpoint (tied ones once); adapters are merged into copies."""
+        model = base_model(self._model)
+        adapted = {f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+        for name, parameter in model.named_parameters():
+            if ".lora_" not in name:
+                name = name.replace(".base_layer.", ".")
+                yield name, _merged_weight(adapted[name]) if name in adapted else parameter.detach()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model as a published checkpoint lays it out, adapters merged, in the compute precision."""
+        model = base_model(self._model)
+        model.save_pretrained(folder, state_dict=self._published_weights(getattr(torch, self._dtype)))
+        _name_dtype(folder / "config.json", self._dtype)
+        for name in COPIED_FILES:
+            source = find_checkpoint_file(self._path, name)
+            if source is not None:
+                shutil.copyfile(source, folder / name)
+
+    def _published_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        merged = dict(self.engine_weights())
+        cast: dict[int, Tensor] = {}  # tied weights stay one tensor
+        weights: dict[str, Tensor] = {}
+        state: dict[str, Tensor] = base_model(self._model).state_dict()
+        for name, tensor in state.items():
+            if ".lora_" not in name:
+                name = name.replace(".base_layer.", ".")
+                tensor = merged.get(name, tensor)
+                weights[name] = cast.setdefault(tensor.data_ptr(), tensor.to("cpu", dtype))
+        return weights
+
+    def _score(
+        self,
+        model: Any,
+        rows: Sequence[TrainingRow],
+        mask_BT: Tensor,
+        features: ImageFeatureCache,
+        *,
+        is_demonstration: bool = False,
+    ) -> TokenLogprobs:
+        return token_logprobs(
+            model,
+            [row.token_ids for row in rows],
+            [row.images for row in rows],
+            mask_BT,
+            features=features,
+            temperature=1.0 if is_demonstration else self._temperature,
+            banned_token_ids=() if is_demonstration else self._banned_token_ids,
+        )
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def _copy_without_gradient(model: Any) -> Any:
+    """A copy of what can change; frozen modules are shared."""
+    frozen = [module for module in (model.model.visual,) if not any(p.requires_grad for p in module.parameters())]
+    return copy.deepcopy(model, {id(module): module for module in frozen}).requires_grad_(False)
+
+
+def _add_lora(model: Any, config: ModelConfig) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError(
+            f"model.lora_rank = {config.lora_rank} needs peft, which is not installed: pip install 'axpo[lora]'"
+        ) from error
+    layers = [
+        name
+        for name, module in model.model.language_model.named_modules(prefix="model.language_model")
+        if isinstance(module, torch.nn.Linear)
+    ]
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules=layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers renamed
+        return get_peft_model(model, lora)
+
+
+def _merged_weight(layer: Any) -> Tensor:
+    (adapter,) = layer.active_adapters
+    return layer.base_layer.weight.detach() + layer.get_delta_weight(adapter)
+
+
+def _name_dtype(path: Path, dtype: str) -> None:
+    """transformers writes the precision of the weights in memory; the file's is what a reader needs."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = dtype
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
