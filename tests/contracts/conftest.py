@@ -74,3 +74,9 @@ def load_setting(checkpoint: Path) -> Setting:
 @pytest.fixture(scope="module")
 def setting(tiny_checkpoint: Path) -> Setting:
     return load_setting(tiny_checkpoint)
+
+
+@pytest.fixture
+def own_setting(tiny_checkpoint: Path) -> Setting:
+    """A model of its own, for tests that change it."""
+    return load_setting(tiny_checkpoint)

@@ -215,13 +215,11 @@ class TestTokenLogprobs:
         assert 0 < gap.mean() < 0.03
 
     @pytest.mark.filterwarnings("default")
-    def test_works_inside_a_peft_model(self, setting: Any, mixed: Any, tiny_checkpoint: Any) -> None:
+    def test_works_inside_a_peft_model(self, own_setting: Any, mixed: Any) -> None:
         peft = pytest.importorskip("peft")
-        from conftest import load_setting
-
-        base = load_setting(tiny_checkpoint)
+        base = own_setting
         sequences, images = mixed
-        mask_BT = full_mask(sequences, without=setting.image_token_id)
+        mask_BT = full_mask(sequences, without=base.image_token_id)
         cache = ImageFeatureCache(base.model, base.preprocessor, base.store)
         expected = token_logprobs(base.model, sequences, images, mask_BT, features=cache).logprobs_BT.detach()
         model = peft.get_peft_model(base.model, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
@@ -250,7 +248,9 @@ class TestImageFeatures:
     def test_are_those_of_the_vision_tower(self, setting: Any, features: ImageFeatureCache) -> None:
         images = [setting.images[2], setting.images[0]]
         with torch.no_grad():
-            output = setting.model.model.visual(setting.pixels(images), grid_thw=setting.grids(images), return_dict=True)
+            output = setting.model.model.visual(
+                setting.pixels(images), grid_thw=setting.grids(images), return_dict=True
+            )
             got = features.gather(images)
         torch.testing.assert_close(got, torch.stack([output.pooler_output, *output.deepstack_features]))
 
@@ -291,7 +291,9 @@ class TestImageFeatures:
         setting.model.model.visual.requires_grad_(False)
         try:
             for _ in range(2):
-                token_logprobs(setting.model, sequences, images, mask_BT, features=features).logprobs_BT.sum().backward()
+                token_logprobs(
+                    setting.model, sequences, images, mask_BT, features=features
+                ).logprobs_BT.sum().backward()
         finally:
             setting.model.model.visual.requires_grad_(True)
         assert weight.grad is None

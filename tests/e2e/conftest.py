@@ -59,22 +59,24 @@ def look(at: str) -> str:
     return "B"
 
 
-def slow_look(at: str) -> str:
+def watched_look(at: str) -> str:
     """Look.
 
     Args:
         at: Where.
     """
     Path("looking").touch()
-    time.sleep(0.05)
+    time.sleep(0.2)
     return "B"
 
 
-slow_look.__name__ = "look"
-
+watched_look.__name__ = "look"
 
 def is_vowel(final_text: str, problem: object) -> bool:
     return "A" in final_text
+
+
+NOT_CALLABLE = 3
 '''
 
 
@@ -89,8 +91,36 @@ def demonstrations(rng: random.Random, number: int) -> list[dict[str, Any]]:
             {"role": "assistant", "reasoning_content": "hm", "content": "", "tool_calls": [call]},
             {"role": "tool", "content": "B"},
         ]
-        rows.append({"id": f"d{index}", "messages": [question, *(looking if index % 2 else []), answer]})
+        rows.append({"id": f"d{index}", "messages": [question, *(looking if index // 4 % 2 else []), answer]})
     return rows
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Lines of a file as a stranger would read them: each one complete."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers_of(run: Path) -> list[dict[str, Any]]:
+    """Metrics of a run without what a clock or the machine decides."""
+    timed = ("seconds/", "memory/", "tools/seconds")
+    records = read_jsonl(run / "metrics.jsonl")
+    return [{key: value for key, value in record.items() if not key.startswith(timed)} for record in records]
+
+
+def rollouts_of(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """All recorded rollouts by file, without wall-clock times."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items() if key != "wall_time_s"}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    return {path.name: strip(read_jsonl(path)) for path in sorted((run / "rollouts").iterdir())}
+
+
+def words_of(**options: Any) -> list[str]:
+    """`train__steps=3` -> `--train.steps 3`."""
+    return [word for name, value in options.items() for word in (f"--{name.replace('__', '.')}", str(value))]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -98,11 +128,15 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="session")
-def workshop(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder; its `config.toml` trains with reinforcement learning."""
     from PIL import Image
 
+    from axpo.models.scratch import TEMPLATE_PATH, save_scratch_checkpoint
+
     folder = tmp_path_factory.mktemp("workshop")
+    # merges learnt on the template make the prompt, hence the tests, five times shorter
+    save_scratch_checkpoint(folder / "random", corpus=[TEMPLATE_PATH.read_text(), PARTS] * 2, num_merges=500)
     Image.effect_noise((96, 64), 90).save(folder / "noise.png")
     questions = [
         {"id": f"q{index}", "question": f"{index}?", "answer": "B", "images": ["noise.png"] if index % 2 else []}
@@ -114,17 +148,16 @@ def workshop(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "config.toml").write_text(CONFIG)
     monkey = pytest.MonkeyPatch()
     monkey.chdir(folder)
-    overrides = {
-        "model.path": str(tiny_checkpoint),
-        "data.train": "demonstrations.jsonl",
-        "data.eval": "",
-        "train.steps": "60",
-        "train.rows_per_step": "16",
-        "train.learning_rate": "5e-3",
-        "train.save_every": "60",
-        "run.output_dir": "sft",
-    }
-    words = [word for name, value in overrides.items() for word in (f"--{name}", value)]
+    words = words_of(
+        model__path="random",
+        data__train="demonstrations.jsonl",
+        data__eval="",
+        train__steps=60,
+        train__rows_per_step=16,
+        train__learning_rate=5e-3,
+        train__save_every=60,
+        run__output_dir="sft",
+    )
     assert main(["sft", "config.toml", *words]) == 0
     (folder / "sft" / "checkpoints" / "step-000060" / "model").rename(folder / "model")
     monkey.undo()

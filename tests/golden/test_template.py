@@ -146,7 +146,7 @@ def test_template_shows_thinking_only_after_the_last_question(tiny_checkpoint: P
         {
             "role": "assistant",
             "content": "",
-            "reasoning_content": "open",
+            "reasoning_content": "\nopen\n",
             "tool_calls": [{"name": "f", "arguments": "{}"}],
         },
         {"role": "tool", "content": "r"},

@@ -427,6 +427,12 @@ def test_broken_tokenizer_is_a_checkpoint_error(checkpoint_copy: Path) -> None:
         load(checkpoint_copy)
 
 
+def test_broken_generation_config_is_a_checkpoint_error(checkpoint_copy: Path) -> None:
+    (checkpoint_copy / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: cannot be read"):
+        load(checkpoint_copy)
+
+
 def test_unknown_path_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such folder"):
         load(tmp_path / "nowhere")

@@ -159,9 +159,7 @@ class HfEngine:
                 f"{request.max_new_tokens}"
             )
         if min(ids) < 0 or max(ids) >= self._vocab_size:
-            raise RecordError(
-                f"{name}: ids reach from {min(ids)} to {max(ids)}, the vocabulary to {self._vocab_size - 1}"
-            )
+            raise RecordError(f"{name}: ids from {min(ids)} to {max(ids)}, but the model has {self._vocab_size}")
         num_placeholders = ids.count(self._image_token_id)
         num_needed = sum(self._preprocessor.num_tokens(ref) for ref in request.images)
         if num_placeholders != num_needed:

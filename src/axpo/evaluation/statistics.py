@@ -123,8 +123,8 @@ def crossed_bootstrap(
 ) -> Interval:
     """Interval over training seeds and questions at once: runs and questions are drawn independently of each other.
 
-    Every run is measured on the same questions, so seeds and questions cross. The statistic is averaged over the runs in
-    which it is defined. With few seeds a bootstrap is too narrow by about sqrt((S - 1) / S).
+    Every run is measured on the same questions, so seeds and questions cross. The statistic is averaged over the runs
+    in which it is defined. With few seeds a bootstrap is too narrow by about sqrt((S - 1) / S).
 
     Args:
         values_by_seed: [S, Q, D] addends of each question in each run.

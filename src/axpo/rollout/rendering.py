@@ -449,6 +449,9 @@ def _generation_stops(path: str | Path) -> tuple[int, ...]:
 
     try:
         stops: Any = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:
-        return ()  # generation_config.json is optional
+    except OSError as error:
+        file = Path(path) / "generation_config.json"
+        if file.is_file():
+            raise CheckpointError(f"{file}: cannot be read: {error}. Expected JSON with an eos_token_id.") from error
+        return ()  # a checkpoint may come without it
     return tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)

@@ -166,9 +166,11 @@ def _check_turns(drafts: Sequence[Draft]) -> None:
     for draft in drafts:
         if draft.role not in _NEXT_ROLES[state]:
             expected = " or ".join(_NEXT_ROLES[state])
-            fix = (
-                f"{len(open_calls)} calls are unanswered." if open_calls else "Correct the order, or join the messages."
-            )
+            fix = "Correct the order, or join the messages."
+            if open_calls:
+                fix = f"Calls without an answer: {', '.join(call.id for call in open_calls)}."
+            elif draft.role == "tool":
+                fix = "A tool message answers one of the assistant's `tool_calls`."
             raise draft.place.at("role").error(f"after {state} comes {expected}", got=draft.role, fix=fix)
         if draft.role == "tool":
             call = open_calls.pop(0)

@@ -72,12 +72,13 @@ class FunctionTool:
         name = name or str(getattr(function, "__name__", type(function).__name__))
         if not _TOOL_NAME.fullmatch(name):
             raise ConfigError(f"tool {name!r}: a name has 1 to 64 letters, digits, _ . -. Pass name=... .")
-        description, argument_docs = _parse_docstring(inspect.getdoc(function) or "")
+        documented = function if inspect.isroutine(function) else type(function).__call__
+        description, argument_docs = _parse_docstring(inspect.getdoc(documented) or "")
         if not description:
             raise ConfigError(
                 f"tool {name}: the function has no docstring; the model reads it. Say what the tool does."
             )
-        parameters, context_name = _read_parameters(function, name, argument_docs)
+        parameters, context_name = _read_parameters(documented, name, argument_docs)
         spec = ToolSpec(name=name, description=description, parameters=_object_schema(parameters))
         return cls(
             function,
@@ -212,14 +213,15 @@ async def run_in_daemon_thread(work: Callable[[], Any]) -> Any:
 def _read_parameters(
     function: Callable[..., Any], tool_name: str, argument_docs: Mapping[str, str]
 ) -> tuple[dict[str, _Parameter], str | None]:
-    target = function if inspect.isroutine(function) else type(function).__call__
     try:
-        hints = get_type_hints(target, include_extras=True)
+        hints = get_type_hints(function, include_extras=True)
     except NameError as error:
         raise ConfigError(f"tool {tool_name}: cannot resolve its type hints: {error}. Import the type.") from error
     parameters: dict[str, _Parameter] = {}
     context_name = None
     for name, parameter in inspect.signature(function).parameters.items():
+        if name == "self":
+            continue
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ConfigError(f"tool {tool_name}: {parameter} cannot be called by name. Write the arguments out.")
         if name not in hints:

@@ -74,8 +74,7 @@ class Policy:
         self._reference = _copy_without_gradient(model) if has_reference and not config.lora_rank else None
         self._model = _add_lora(model, config) if config.lora_rank else model
         if config.gradient_checkpointing:
-            base_model(self._model).gradient_checkpointing_enable({"use_reentrant": False})
-            self._model.train()  # transformers checkpoints only in training mode; there is no dropout to switch on
+            _enable_checkpointing(base_model(self._model))
         self._features = ImageFeatureCache(self._model, preprocessor, store)
         self._reference_features = self._features
         if self._reference is not None and not config.freeze_vision:
@@ -200,6 +199,13 @@ def _add_lora(model: Any, config: ModelConfig) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers renamed
         return get_peft_model(model, lora)
+
+
+def _enable_checkpointing(model: Any) -> None:
+    # transformers renamed the method on the way to version 6
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.train()  # it recomputes in training mode only; there is no dropout to switch on
 
 
 def _merged_weight(layer: Any) -> Tensor:
