@@ -41,7 +41,7 @@ from axpo.models.scratch import build_model, build_tokenizer, save_checkpoint, t
 from axpo.rollout.rendering import QwenRenderer
 from axpo.tasks.mini import demonstrations as demo
 from axpo.tasks.mini.questions import question_message, question_text
-from axpo.tasks.mini.scenes import COLORS, COUNTS, CROP_PX, SCENE_PX, VIEW_PX, Card, draw_scene, sample_scene
+from axpo.tasks.mini.scenes import COLORS, COUNTS, CROP_PX, SCENE_PX, VIEW_PX, Card, dots_px, draw_scene, sample_scene
 from axpo.tools.image_zoom import ImageZoomTool
 from axpo.types import Message, SegmentKind
 
@@ -152,7 +152,9 @@ class Drawn:
 
     view: np.ndarray
     cards: np.ndarray  # [3, 4] colour index, x and y in visual tokens, count index
+    view_dots: np.ndarray  # [25] dots in each visual token
     crops: list[np.ndarray]
+    crop_dots: list[np.ndarray]  # [9] each
     crop_labels: list[tuple[float, float, float, float, float]]
     rows: list[Row]
     """Scene and crop numbers counted from this scene's own."""
@@ -183,7 +185,9 @@ def draw(seed: int) -> Drawn:
     ref = store.add_bytes(buffer.getvalue())
     view = np.asarray(picture.resize((VIEW_PX, VIEW_PX), Resampling.BICUBIC))
     cards = np.zeros((3, 4), dtype=np.float32)
-    drawn = Drawn(view=view, cards=cards, crops=[], crop_labels=[], rows=[])
+    dots = np.array([dot for card in scene.cards for dot in dots_px(card)]) * 1000 / SCENE_PX
+    view_dots = _count_dots(dots, (0, 0, 1000, 1000), VIEW_SIDE)
+    drawn = Drawn(view=view, cards=cards, view_dots=view_dots, crops=[], crop_dots=[], crop_labels=[], rows=[])
     for index, card in enumerate(scene.cards):
         scale = VIEW_PX / SCENE_PX / TOKEN_PX
         x, y = card.center_px[0] * scale, card.center_px[1] * scale
@@ -206,13 +210,22 @@ def draw(seed: int) -> Drawn:
             crops.append(len(drawn.crops))
             drawn.crops.append(_cut(picture, box))
             drawn.crop_labels.append(_crop_label(card, box))
+            drawn.crop_dots.append(_count_dots(dots, box, CROP_SIDE))
         for _ in range(EXTRA_CROPS):
             box = demo.sample_box(card, rng, jitter=rng.choice((8.0, 20.0, 40.0)))
             drawn.crops.append(_cut(picture, box))
             drawn.crop_labels.append(_crop_label(card, box))
+            drawn.crop_dots.append(_count_dots(dots, box, CROP_SIDE))
         target = int(y) * (VIEW_PX // TOKEN_PX) + int(x)
         drawn.rows.append(Row(token_ids, learns, looks, 0, crops, target, index, *_places(token_ids, len(crops))))
     return drawn
+
+
+def _count_dots(dots: np.ndarray, box: tuple[float, float, float, float], side: int) -> np.ndarray:
+    """Dots in each of the side x side visual tokens of a box; all in thousandths of the picture."""
+    cells = np.floor((dots - np.array(box[:2])) / (box[2] - box[0]) * side).astype(int)
+    cells = cells[((cells >= 0) & (cells < side)).all(-1)]
+    return np.bincount(cells[:, 1] * side + cells[:, 0], minlength=side * side).clip(max=len(COUNTS))
 
 
 def _places(token_ids: np.ndarray, num_crops: int) -> tuple[np.ndarray, int]:
@@ -280,6 +293,8 @@ class Pool:
     crops: Tensor  # [num_crops, 96, 96, 3] uint8
     cards: Tensor  # [num_scenes, 3, 4]
     crop_labels: Tensor  # [num_crops, 5]
+    view_dots: Tensor  # [num_scenes, 25]
+    crop_dots: Tensor  # [num_crops, 9]
     rows: list[Row]
     view_features: list[Tensor] | None = None
     crop_features: list[Tensor] | None = None
@@ -287,7 +302,7 @@ class Pool:
 
 def draw_pool(folder: Path, seeds: range, *, num_workers: int, device: torch.device) -> Pool:
     """Draw scenes in parallel; bounded by nothing but `seeds`."""
-    views, crops, cards, labels, rows = [], [], [], [], []
+    views, crops, cards, labels, rows, view_dots, crop_dots = [], [], [], [], [], [], []
     context = multiprocessing.get_context("spawn")
     with context.Pool(num_workers, initializer=_start_worker, initargs=(str(folder),)) as workers:
         for scene, drawn in enumerate(workers.imap(draw, seeds, chunksize=16)):
@@ -296,12 +311,16 @@ def draw_pool(folder: Path, seeds: range, *, num_workers: int, device: torch.dev
             views.append(drawn.view)
             cards.append(drawn.cards)
             crops += drawn.crops
+            view_dots.append(drawn.view_dots)
+            crop_dots += drawn.crop_dots
             labels += drawn.crop_labels
     return Pool(
         torch.from_numpy(np.stack(views)).to(device),
         torch.from_numpy(np.stack(crops)).to(device),
         torch.from_numpy(np.stack(cards)).to(device),
         torch.tensor(labels, dtype=torch.float32, device=device),
+        torch.from_numpy(np.stack(view_dots)).to(device),
+        torch.from_numpy(np.stack(crop_dots)).to(device),
         rows,
     )
 
@@ -347,15 +366,16 @@ class Heads(nn.Module):
         num = len(COLOR_NAMES)
         self.presence = nn.Linear(size, num)
         self.dots = nn.Linear(size, len(COUNTS) * num)
+        self.dots_here = nn.Linear(size, len(COUNTS) + 1)
         self.digits = nn.Linear(size, 4 * 10)  # hundreds and tens of the left and the upper edge of a precise box
 
 
 def auxiliary_loss(
-    heads: Heads, features: Tensor, cards: Tensor, whole: Tensor, side: int
+    heads: Heads, features: Tensor, cards: Tensor, whole: Tensor, dots_here: Tensor, side: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """Which token holds which card, its dots (of whole cards), its box (of views).
+    """Dots in each token; which token holds which card, the card's dots (if whole), its box (in views).
 
-    features [n, side * side, d]; cards [n, c, 4] as in `Drawn.cards`; whole [n, c].
+    features [n, side * side, d]; cards [n, c, 4] as in `Drawn.cards`; whole [n, c]; dots_here [n, side * side].
     """
     n, c = cards.shape[:2]
     color, xy, count = cards[..., 0].long(), cards[..., 1:3], cards[..., 3].long()
@@ -370,6 +390,10 @@ def auxiliary_loss(
         .flatten(0, 1)
     )
     loss = nn.functional.cross_entropy(presence[inside], token.flatten()[inside])
+    here = nn.functional.cross_entropy(
+        heads.dots_here(features).float().flatten(0, 1), dots_here.flatten(), reduction="none"
+    )
+    loss = loss + 2 * (here * (dots_here.flatten() > 0).float().mul(0.8).add(0.2)).mean()
     at_card = features.gather(1, token[..., None].expand(n, c, features.shape[-1]))
     dots = heads.dots(at_card).float().view(n, c, len(COLOR_NAMES), len(COUNTS))
     dots = dots.gather(2, color[..., None, None].expand(n, c, 1, len(COUNTS)))[:, :, 0].flatten(0, 1)
@@ -474,14 +498,15 @@ def see(model: Any, heads: Heads, pool: Pool, scenes: Tensor, crops: Tensor) -> 
     """Stage 1: auxiliary losses on views and crops, each turned and mirrored at random (dots do not mind)."""
     cards = pool.cards[scenes]
     view = encode(model, pool.views[scenes], VIEW_SIDE)[0]
-    loss, seen = auxiliary_loss(heads, view, cards, torch.ones_like(cards[..., 0]), VIEW_SIDE)
+    loss, seen = auxiliary_loss(heads, view, cards, torch.ones_like(cards[..., 0]), pool.view_dots[scenes], VIEW_SIDE)
     pixels, label = pool.crops[crops], pool.crop_labels[crops][:, None].clone()
+    dots = pool.crop_dots[crops].view(-1, CROP_SIDE, CROP_SIDE)
     if random.random() < 0.5:
-        pixels, label[..., 1] = pixels.flip(2), CROP_SIDE - label[..., 1]
+        pixels, dots, label[..., 1] = pixels.flip(2), dots.flip(2), CROP_SIDE - label[..., 1]
     if random.random() < 0.5:
-        pixels, label[..., 2] = pixels.flip(1), CROP_SIDE - label[..., 2]
+        pixels, dots, label[..., 2] = pixels.flip(1), dots.flip(1), CROP_SIDE - label[..., 2]
     crop_loss, crop_seen = auxiliary_loss(
-        heads, encode(model, pixels, CROP_SIDE)[0], label[..., :4], label[..., 4], CROP_SIDE
+        heads, encode(model, pixels, CROP_SIDE)[0], label[..., :4], label[..., 4], dots.flatten(1), CROP_SIDE
     )
     return loss + crop_loss, seen | {f"crop_{name}": value for name, value in crop_seen.items()}
 

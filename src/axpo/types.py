@@ -95,7 +95,9 @@ class ImageRef:
         if len(self.sha256) != 64:
             raise RecordError(f"ImageRef: sha256 must be 64 hex digits, got {self.sha256!r}")
         if self.width_px < 1 or self.height_px < 1:
-            raise RecordError(f"ImageRef {self.sha256[:12]}: size must be positive, got {self.width_px}x{self.height_px}")
+            raise RecordError(
+                f"ImageRef {self.sha256[:12]}: size must be positive, got {self.width_px}x{self.height_px}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +321,9 @@ class Rollout:
         expected = 0
         for segment in self.segments:
             if segment.start != expected:
-                raise RecordError(f"Rollout {self.id}: segments must tile the tokens; {segment} should start at {expected}")
+                raise RecordError(
+                    f"Rollout {self.id}: segments must tile the tokens; {segment} should start at {expected}"
+                )
             expected = segment.stop
         if expected != num_tokens:
             raise RecordError(f"Rollout {self.id}: segments end at {expected}, tokens at {num_tokens}")
@@ -386,7 +390,9 @@ class ThinkingPrefix:
             raise RecordError(f"ThinkingPrefix of {self.source.id}: confidence {self.confidence} is outside 0..1")
         ends_at_tag = any(s.kind is SegmentKind.TOOL_OPEN and s.stop == self.num_tokens for s in self.source.segments)
         if not ends_at_tag:
-            raise RecordError(f"ThinkingPrefix of {self.source.id}: token {self.num_tokens} does not end an opening tag")
+            raise RecordError(
+                f"ThinkingPrefix of {self.source.id}: token {self.num_tokens} does not end an opening tag"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,7 +431,9 @@ class ContinuationGroup:
             if rollout.prefix is None or rollout.prefix.num_tokens != self.prefix.num_tokens:
                 raise RecordError(f"ContinuationGroup of {self.prefix.source.id}: {rollout.id} has another prefix")
             if rollout.token_ids[: self.prefix.num_tokens] != inherited:
-                raise RecordError(f"ContinuationGroup of {self.prefix.source.id}: {rollout.id} changed inherited tokens")
+                raise RecordError(
+                    f"ContinuationGroup of {self.prefix.source.id}: {rollout.id} changed inherited tokens"
+                )
 
     @property
     def is_recovered(self) -> bool:
@@ -519,4 +527,3 @@ def _decode_record(record_type: type[Any], value: Any) -> Any:
         return record_type(**{name: _decode(hints[name], item) for name, item in given.items()})
     except TypeError as error:
         raise RecordError(f"{record_type.__name__}: {error}") from error
-

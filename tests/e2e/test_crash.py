@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import numbers_of, rollouts_of, words_of
 
 from axpo.cli.main import main
+from workshop import numbers_of, rollouts_of, words_of
 
 CRASHING = Path(__file__).with_name("crashing.py")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import numbers_of, read_jsonl, rollouts_of, words_of
 from safetensors.torch import load_file
 
 from axpo.cli.main import main
+from workshop import numbers_of, read_jsonl, rollouts_of, words_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},

@@ -106,6 +106,10 @@ def test_a_stripe_is_refused() -> None:
         ((3000, 3000), (9216, 9216), (96, 96)),
         # scaled to an area of 9216: 135.8 x 67.9; no neighbour has it, 128x64 = 8192 is the nearest below
         ((100, 50), (9216, 9216), (128, 64)),
+        # scaled: 150.0 x 61.5; 160x64 would be nearer, but more pixels than allowed
+        ((122, 50), (9216, 9216), (128, 64)),
+        # scaled: 7.5 x 2185; no side is below 32, so 16384 / 32 = 512 is left for the other
+        ((1, 290), (4096, 16384), (32, 512)),
         # scaled to an area of 262144: 512 x 512
         ((64, 64), (256 * 32 * 32, 1280 * 32 * 32), (512, 512)),
         # scaled to 1310720: 1321.9 x 991.5; 1312x992 = 1301504 is below the bound

@@ -22,13 +22,13 @@ from axpo.tasks.schema import ANSWER_KINDS
 from axpo.types import Content, Message, Problem
 
 
-def png(color: str, size: tuple[int, int] = (8, 6)) -> bytes:
+def encoded(color: str, size: tuple[int, int] = (8, 6), image_format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, format="PNG")
+    Image.new("RGB", size, color).save(buffer, format=image_format)
     return buffer.getvalue()
 
 
-RED, BLUE = png("red"), png("blue", (5, 4))
+RED, BLUE = encoded("red"), encoded("blue", (5, 4))
 DATA_URL = "data:image/png;base64," + base64.b64encode(RED).decode()
 
 
@@ -144,6 +144,17 @@ def test_a_choice_answer_becomes_the_letter_of_its_option(folder: Path, answer: 
 )
 def test_images_stand_where_they_were_put(folder: Path, fields: dict[str, Any], expected: list[str]) -> None:
     assert blocks(load(folder, fields | {"answer": "1"})[0]) == expected
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_is_read_whole_or_not_at_all(folder: Path, image_format: str) -> None:
+    data = encoded("red", (200, 200), image_format)
+    path = folder / "picture"
+    path.write_bytes(data + b"appended by a camera")
+    assert load(folder, GOOD | {"image": "picture"})[0].images[0].width_px == 200
+    path.write_bytes(data[:-10])
+    with pytest.raises(DataError, match=r"line 1, field image: (the image ends too early|not a readable image)"):
+        load(folder, GOOD | {"image": "picture"})
 
 
 def test_one_picture_under_many_names_is_stored_once(folder: Path) -> None:

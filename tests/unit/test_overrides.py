@@ -46,7 +46,8 @@ def test_a_missing_value_is_told(argv: list[str]) -> None:
         ("", ""),
         ("[1, 2]", [1, 2]),
         ("1\nother = 2", "1\nother = 2"),
-        ("{a = 1}", "{a = 1}"),
+        ("{a = 1}", {"a": 1}),
+        ("1979-05-27", "1979-05-27"),
     ],
 )
 def test_literals_follow_toml_and_fall_back_to_text(text: str, value: object) -> None:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from synthetic_run import write_run
 
 from axpo.algo import assign_credit
 from axpo.algo.example import build_continuations, build_group
@@ -28,6 +24,7 @@ from axpo.diagnostics.recorder import (
 from axpo.errors import DataError
 from axpo.images import ContentImageStore
 from axpo.types import Content, Message, Problem, RowRole
+from synthetic_run import write_run
 
 
 def problem(problem_id: str) -> Problem:

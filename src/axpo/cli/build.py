@@ -201,7 +201,7 @@ def build_parts(config: Config, *, folder: Path) -> Parts:
         store=ContentImageStore(folder / "images"),
         preprocessor=preprocessor,
         renderer=QwenRenderer.from_pretrained(model_path, preprocessor=preprocessor),
-        tools=build_tools(config.data.tools),
+        tools=build_tools(config.data.tools, config.data.tool_options),
         reward_for=build_reward(config.data.reward),
     )
 
@@ -255,7 +255,7 @@ def build_optimizer(policy: Policy, config: Config) -> torch.optim.Optimizer:
 
 def build_sync(parts: Parts, policy: Policy, engine: InferenceEngine, problem: Problem) -> WeightSync:
     """Weight hand-over whose canary continues the prompt of `problem`."""
-    setup = _rollout_setup(parts, engine)
+    setup = build_rollout_setup(parts, engine)
     specs = [tool.spec for tool in setup.tools_for(problem).values()]
     return WeightSync(
         policy,
@@ -270,7 +270,7 @@ def build_rollouts(
     parts: Parts, engine: InferenceEngine, problems: Sequence[Problem], *, on_rollout: Callable[[Rollout], None]
 ) -> RolloutSource:
     """The source of reinforcement learning."""
-    setup = _rollout_setup(parts, engine)
+    setup = build_rollout_setup(parts, engine)
     return RolloutSource(problems, setup=setup, config=parts.config, on_rollout=on_rollout)
 
 
@@ -337,7 +337,8 @@ def load_eval_problems(parts: Parts) -> tuple[Problem, ...]:
     return load_questions(parts, data.eval, max_rows=data.max_eval_rows)
 
 
-def _rollout_setup(parts: Parts, engine: InferenceEngine) -> RolloutSetup:
+def build_rollout_setup(parts: Parts, engine: InferenceEngine) -> RolloutSetup:
+    """How dialogues are sampled in training."""
     rollout = parts.config.rollout
     return RolloutSetup(
         engine=engine,
@@ -428,11 +429,14 @@ def _check_tools(owner: str, names: Iterable[str] | None, tools: Mapping[str, To
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def build_tools(names: Sequence[str]) -> dict[str, Tool]:
+def build_tools(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Tool]:
     """Tools by the name the model knows them under. Raises `ConfigError`."""
+    stray = [name for name in options if name not in names]
+    if stray:
+        raise ConfigError(f"data.tool_options: {stray[0]!r} is not in data.tools, which holds {', '.join(names)}.")
     tools: dict[str, Tool] = {}
     for name in names:
-        tool = _build_tool(name)
+        tool = _build_tool(name, options.get(name, {}))
         if tool.spec.name in tools:
             raise ConfigError(
                 f"data.tools: two tools are called {tool.spec.name!r}; the model could not tell them apart."
@@ -441,21 +445,34 @@ def build_tools(names: Sequence[str]) -> dict[str, Tool]:
     return tools
 
 
-def _build_tool(name: str) -> Tool:
+def _build_tool(name: str, options: Mapping[str, Any]) -> Tool:
     if ":" not in name:
         if name not in BUILTIN_TOOLS:
             raise ConfigError(
                 f"data.tools: no built-in tool is called {name!r}; there are {', '.join(BUILTIN_TOOLS)}. "
                 "Your own tool is written module:attribute."
             )
-        return BUILTIN_TOOLS[name]()
+        return _make_tool(name, BUILTIN_TOOLS[name], options)
     found = import_object(name, option="data.tools")
+    if inspect.isclass(found):
+        found = _make_tool(name, found, options)
+    elif options:
+        raise ConfigError(f"data.tool_options: {name} is no class, so nothing can be passed to it.")
     if inspect.isroutine(found):
         return FunctionTool.from_function(found)
-    tool = found() if inspect.isclass(found) else found
-    if not isinstance(tool, Tool):
+    if not isinstance(found, Tool):
         raise ConfigError(f"data.tools: {name} is neither a function nor an object with `spec` and `run`.")
-    return tool
+    return found
+
+
+def _make_tool(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    try:
+        inspect.signature(make).bind(**options)
+    except TypeError as error:
+        raise ConfigError(
+            f"data.tool_options: {name} {error}; it takes {', '.join(inspect.signature(make).parameters) or 'nothing'}."
+        ) from error
+    return make(**options)
 
 
 def build_reward(name: str | None) -> Callable[[Problem], RewardFn]:

@@ -36,7 +36,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def parse_literal(text: str) -> Any:
-    """A TOML number, boolean, string or list; anything else is taken as the string it is.
+    """A TOML number, boolean, string, list or inline table; anything else is taken as the string it is.
 
     >>> [parse_literal(text) for text in ("1e-5", "true", "runs/a", '["x", "y"]', "2026-01-01")]
     [1e-05, True, 'runs/a', ['x', 'y'], '2026-01-01']
@@ -46,7 +46,7 @@ def parse_literal(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     value = table["value"]
-    return value if len(table) == 1 and isinstance(value, (bool, int, float, str, list)) else text
+    return value if len(table) == 1 and isinstance(value, (bool, int, float, str, list, dict)) else text
 
 
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Config:

@@ -139,6 +139,9 @@ class HfEngine:
                 self._policy_version = version
                 self._features.clear()
             finally:
+                if self._has_mixed_weights:
+                    self._fail(list(self._waiting), "a weight update failed half-way")
+                    self._waiting.clear()
                 self._num_updates_waiting -= 1
                 self._wake.notify_all()
 
@@ -183,10 +186,8 @@ class HfEngine:
             self._settling.pop(key, None)
             self._wake.notify_all()
 
-    def _resolve(
-        self, loop: AbstractEventLoop, key: object, outcomes: list[tuple[Future[Completion], Outcome]]
-    ) -> None:
-        for future, outcome in outcomes:
+    def _resolve(self, loop: AbstractEventLoop, key: object, results: list[Result]) -> None:
+        for future, outcome in results:
             if future.done():
                 continue
             if isinstance(outcome, Completion):
@@ -328,9 +329,7 @@ def _copy_weights(model: torch.nn.Module, weights: Iterable[tuple[str, Tensor]])
         for name, tensor in weights:
             parameter = parameters.get(name)
             if parameter is None:
-                raise WeightSyncError(
-                    f"HfEngine: the model has no weight {name!r}; names must be those of its checkpoint."
-                )
+                raise WeightSyncError(f"HfEngine: no weight {name!r} in the model; use the names of its checkpoint.")
             if parameter.shape != tensor.shape:
                 raise WeightSyncError(
                     f"HfEngine: weight {name} has shape {tuple(parameter.shape)}, the update {tuple(tensor.shape)}."

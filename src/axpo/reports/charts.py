@@ -99,8 +99,11 @@ def draw_charts(arms: Sequence[Arm], panels: Sequence[Panel] = PANELS) -> tuple[
 
 
 def series(arm: Arm, key: str, *, above: float | None = None) -> list[list[tuple[int, float]]]:
-    """(step, value) of each run of an arm, values not `above` left out; GRPO has no resampling curves."""
-    if key.startswith("resample/") and arm.method != "AXPO":
+    """(step, value) of each run of an arm, values not `above` left out.
+
+    GRPO has no resampling curves, and a surrogate's value says nothing: only fine-tuning has a loss curve.
+    """
+    if (key.startswith("resample/") and arm.method != "AXPO") or (key == "train/loss" and arm.method != "SFT"):
         return []
     curves = [
         [

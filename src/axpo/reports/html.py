@@ -54,16 +54,22 @@ def _environment() -> Any:
         lstrip_blocks=True,
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
     )
-    environment.filters |= {"percent": percent, "signed": lambda value: f"{value:+.2f}".replace("-", "−")}
+    environment.filters |= {"percent": percent, "signed": _signed}
     return environment
+
+
+def _signed(value: float) -> str:
+    """An advantage: `−0.50`; zero has no sign."""
+    return f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
 
 
 def _context(arms: Sequence[Arm], *, max_groups: int) -> dict[str, Any]:
     rows, pictures = final_table(arms), PictureBook()
     groups = [build_group(group, arms, pictures) for group in choose_groups(arms, max_groups=max_groups)]
+    trained = [arm for arm in arms if arm.method != "Evaluation"]
     resampling = [arm for arm in arms if arm.method in ("AXPO", "GRPO")]
     return {
-        "title": " and ".join(dict.fromkeys(arm.label for arm in arms)),
+        "title": " and ".join(arm.label for arm in trained or arms),
         "verdict": write_verdict(arms, rows),
         "facts": run_facts(arms),
         "arms": arms,

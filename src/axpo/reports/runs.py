@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from axpo.diagnostics.recorder import RolloutRecord, read_metrics, read_rollouts, read_run_info, rollout_files
 from axpo.errors import DataError
 from axpo.evaluation.outcomes import QuestionOutcome, question_outcome
+from axpo.types import from_json, to_json
 
 Method = Literal["SFT", "GRPO", "AXPO", "Evaluation"]
 
@@ -79,6 +80,10 @@ class Run:
         return self._outcomes[step]
 
     def _read_outcomes(self, step: int) -> tuple[QuestionOutcome, ...]:
+        kept = _outcomes_path(self.folder, step)
+        if kept.exists():
+            lines = kept.read_text(encoding="utf-8").splitlines()
+            return tuple(from_json(QuestionOutcome, json.loads(line)) for line in lines)
         path, record = rollout_files(self.folder, "eval").get(step), self.eval_record(step)
         if path is None or record is None:
             return ()
@@ -127,6 +132,24 @@ def load_run(folder: Path) -> Run:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{folder / 'config.toml'}: not readable TOML: {error}") from error
     return Run(folder=folder, config=config, info=read_run_info(folder), records=read_metrics(folder))
+
+
+def keep_records(run_dir: Path, folder: Path) -> None:
+    """Copy what tables and curves need of a run: configuration, environment, metrics, the outcome of each question.
+
+    A hundredth of the run's size, without tokens, pictures and weights.
+    """
+    run = load_run(run_dir)
+    (folder / "outcomes").mkdir(parents=True, exist_ok=True)
+    for name in ("config.toml", "run.json", "metrics.jsonl"):
+        (folder / name).write_bytes((run_dir / name).read_bytes())
+    for record in run.eval_records:
+        lines = [json.dumps(to_json(outcome)) + "\n" for outcome in run.outcomes(record["step"])]
+        _outcomes_path(folder, record["step"]).write_text("".join(lines), encoding="utf-8")
+
+
+def _outcomes_path(folder: Path, step: int) -> Path:
+    return folder / "outcomes" / f"eval-{step:06d}.jsonl"
 
 
 def load_arms(folders: Sequence[Path]) -> tuple[Arm, ...]:

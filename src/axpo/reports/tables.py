@@ -161,7 +161,7 @@ def write_verdict(arms: Sequence[Arm], rows: Sequence[TableRow]) -> tuple[str, .
         axpo, grpo = methods["AXPO"].label, methods["GRPO"].label
         sentences = [_comparison_sentence(rows, axpo, grpo, metric) for metric in dict.fromkeys(("pass@1", largest_k))]
         return (" ".join(filter(None, sentences)), _tool_sentence(rows, [axpo, grpo]))
-    last = rows[-1]
+    last = next((row for row in reversed(rows) if row.arm.method != "Evaluation"), rows[-1])
     return (_change_sentence(rows, last.label, largest_k), _tool_sentence(rows, [last.label]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from axpo.diagnostics.recorder import RolloutRecord, read_rollouts, rollout_file
 from axpo.diagnostics.zoom import Box, is_hit, parse_box, zoom_box
 from axpo.reports.pictures import PictureBook, css_class
 from axpo.reports.runs import Arm, Run
-from axpo.types import ImageRef, RowRole, SegmentKind, StopReason, ToolResult
+from axpo.types import ImageRef, Rollout, RowRole, SegmentKind, StopReason, ToolResult
 
 MAX_TEXT_CHARS = 4000
 MAX_SIBLINGS = 16
@@ -254,10 +255,11 @@ def _build_blocks(
     rollout = record.rollout
     inherited = rollout.prefix.num_tokens if rollout.prefix is not None else 0
     results = iter(rollout.tool_results)
-    num_prompt_images = len(rollout.images) - sum(len(_images_of(result)) for result in rollout.tool_results)
-    shown = list(rollout.images[: max(0, num_prompt_images)])
+    shown = list(_prompt_images(rollout))
+    num_open_calls = 0
     blocks: list[BlockView] = []
     for segment, text in zip(rollout.segments, record.segment_texts, strict=True):
+        num_open_calls += segment.kind is SegmentKind.TOOL_OPEN
         kind = _BLOCK_KINDS.get(segment.kind)
         if kind is None or (stop is not None and segment.start >= stop):
             continue
@@ -268,21 +270,14 @@ def _build_blocks(
             is_frozen=segment.stop <= inherited,
         )
         if kind == "result":
-            for result in _results_of_turn(results, text):
+            for result in itertools.islice(results, num_open_calls):
                 built = _build_result(result, record, run, pictures, shown)
                 blocks.append(replace(built, is_frozen=block.is_frozen))
                 shown += _images_of(result)
+            num_open_calls = 0
         elif block.text:
             blocks.append(block)
     return blocks
-
-
-def _results_of_turn(results: Iterator[ToolResult], text: str) -> Iterator[ToolResult]:
-    """As many results as the turn has responses; at least one."""
-    for _ in range(max(1, text.count("<tool_response>"))):
-        result = next(results, None)
-        if result is not None:
-            yield result
 
 
 def _build_result(
@@ -300,9 +295,8 @@ def _build_result(
 
 def _overview(records: Sequence[RolloutRecord], run: Run, pictures: PictureBook) -> PictureView | None:
     """The question's first picture with the target and every zoom box on it."""
-    rollout = records[0].rollout
-    num_result_images = sum(len(_images_of(result)) for result in rollout.tool_results)
-    if len(rollout.images) <= num_result_images:
+    prompt_images = _prompt_images(records[0].rollout)
+    if not prompt_images:
         return None
     boxes: list[BoxView] = []
     for record in records:
@@ -313,7 +307,7 @@ def _overview(records: Sequence[RolloutRecord], run: Run, pictures: PictureBook)
     target = parse_box(records[0].metadata.get("target_box"))
     if target is not None:
         boxes.append(_box_view(target, "target"))
-    return _picture(rollout.images[0], run, pictures, boxes)
+    return _picture(prompt_images[0], run, pictures, boxes)
 
 
 def _picture(image: ImageRef, run: Run, pictures: PictureBook, boxes: Sequence[BoxView]) -> PictureView:
@@ -335,6 +329,14 @@ def _box_outcome(box: Box, img_idx: int, record: RolloutRecord) -> Outcome:
     target = parse_box(record.metadata.get("target_box"))
     is_good = is_hit(box, target) if target is not None and img_idx == 0 else record.rollout.is_correct
     return "right" if is_good else "wrong"
+
+
+def _prompt_images(rollout: Rollout) -> tuple[ImageRef, ...]:
+    """The pictures that came with the question. A result that did not fit any more left no picture in the dialogue."""
+    last_result = max((s.start for s in rollout.segments if s.kind is SegmentKind.TOOL_RESULT), default=0)
+    num_seen = sum(s.kind is SegmentKind.TOOL_OPEN and s.start < last_result for s in rollout.segments)
+    num_result_images = sum(len(_images_of(result)) for result in rollout.tool_results[:num_seen])
+    return rollout.images[: len(rollout.images) - num_result_images]
 
 
 def _images_of(result: ToolResult) -> list[ImageRef]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from axpo.rewards.answers import extract_answer
 from axpo.rewards.text import normalize_text
@@ -46,12 +46,13 @@ def read_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
     alone = _ALONE.fullmatch(text)
     if alone:
         return _within(alone[1], choices)
-    by_text = _letter_of_text(text, choices)
+    exact = _letter_of_text(text, choices, str.casefold)
+    headed = _HEADED.fullmatch(text)
+    if exact is None and headed:  # before the normalised text, which takes the "A." of "A. green" for an article
+        return _read_headed(headed[1] or headed[2], headed[3], choices)
+    by_text = exact or _letter_of_text(text, choices, normalize_text)
     if by_text is not None:
         return by_text
-    headed = _HEADED.fullmatch(text)
-    if headed:
-        return _read_headed(headed[1] or headed[2], headed[3], choices)
     mentions = list(_MENTION.finditer(text))
     letters = {str(mention[mention.lastindex or 0]).upper() for mention in mentions}
     if len(letters) != 1 or _FURTHER_OPTION.search(text, mentions[-1].end()):
@@ -60,15 +61,15 @@ def read_letter(answer: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def _read_headed(letter: str, rest: str, choices: Sequence[str]) -> str | None:
-    named_by_rest = _letter_of_text(rest, choices)
+    named_by_rest = _letter_of_text(rest, choices, normalize_text)
     if named_by_rest is None and _FURTHER_OPTION.search(rest):
         return None
     return _within(letter, choices) if named_by_rest in (None, letter.upper()) else None
 
 
-def _letter_of_text(text: str, choices: Sequence[str]) -> str | None:
-    normalized = normalize_text(text)
-    matches = [index for index, choice in enumerate(choices) if normalize_text(choice) == normalized]
+def _letter_of_text(text: str, choices: Sequence[str], normalize: Callable[[str], str]) -> str | None:
+    wanted = normalize(text)
+    matches = [index for index, choice in enumerate(choices) if normalize(choice) == wanted]
     return string.ascii_uppercase[matches[0]] if len(matches) == 1 and matches[0] < 26 else None
 
 

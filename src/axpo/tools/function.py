@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import contextvars
 import inspect
 import json
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from axpo.errors import ConfigError, RolloutFault, ToolError
 from axpo.protocols import ToolContext
+from axpo.threads import run_in_daemon_thread
 from axpo.types import Content, FailureKind, JsonValue, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
@@ -72,7 +69,7 @@ class FunctionTool:
         name = name or str(getattr(function, "__name__", type(function).__name__))
         if not _TOOL_NAME.fullmatch(name):
             raise ConfigError(f"tool {name!r}: a name has 1 to 64 letters, digits, _ . -. Pass name=... .")
-        documented = function if inspect.isroutine(function) else type(function).__call__
+        documented = function if inspect.isroutine(function) else cast("Any", function).__call__
         description, argument_docs = _parse_docstring(inspect.getdoc(documented) or "")
         if not description:
             raise ConfigError(
@@ -172,39 +169,19 @@ def cut_middle(text: str, max_chars: int) -> str:
 async def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return await function(**arguments)
-    result = await run_in_daemon_thread(lambda: function(**arguments))
-    return await result if inspect.isawaitable(result) else result
 
-
-async def run_in_daemon_thread(work: Callable[[], Any]) -> Any:
-    """Run blocking work in a thread of its own that nothing waits for once the caller is cancelled.
-
-    The event loop's own executor cannot be used: its threads are joined at exit, so one hung call would hang the
-    program.
-    """
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-
-    def deliver(result: Any, error: BaseException | None) -> None:
-        if not outcome.done():
-            outcome.set_result((result, error))
-
-    def run() -> None:
-        result, failure = None, None
+    def attempt() -> tuple[Any, BaseException | None]:
         try:
-            result = work()
-        except BaseException as error:  # handed over as a value: a future cannot hold a StopIteration
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the call was abandoned long ago
-            loop.call_soon_threadsafe(deliver, result, failure)
+            return function(**arguments), None
+        except BaseException as error:  # as a value: no future can hold a StopIteration
+            return None, error
 
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
-    result, failure = await outcome
-    if isinstance(failure, StopIteration):  # a coroutine must not raise it
-        raise RuntimeError("StopIteration") from failure
-    if failure is not None:
-        raise failure
-    return result
+    result, error = await run_in_daemon_thread(attempt)
+    if isinstance(error, StopIteration):  # no coroutine may raise one
+        raise RuntimeError("StopIteration") from error
+    if error is not None:
+        raise error
+    return await result if inspect.isawaitable(result) else result
 
 
 # -- schema -----------------------------------------------------------------------------------------------------------
@@ -220,8 +197,6 @@ def _read_parameters(
     parameters: dict[str, _Parameter] = {}
     context_name = None
     for name, parameter in inspect.signature(function).parameters.items():
-        if name == "self":
-            continue
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ConfigError(f"tool {tool_name}: {parameter} cannot be called by name. Write the arguments out.")
         if name not in hints:

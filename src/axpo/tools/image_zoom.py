@@ -119,7 +119,10 @@ def crop_size(width_px: int, height_px: int, *, min_pixels: int, max_pixels: int
     """
     area = width_px * height_px
     scale = math.sqrt(min(max(area, min_pixels), max_pixels) / area)
-    wanted = (width_px * scale, height_px * scale)
+    wanted = [max(side_px * scale, factor) for side_px in (width_px, height_px)]
+    # a short side held at `factor` costs the long one
+    longer = wanted.index(max(wanted))
+    wanted[longer] = min(wanted[longer], max_pixels / min(wanted))
 
     def badness(size: tuple[int, int]) -> tuple[int, float]:
         num_pixels = size[0] * size[1]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from fractions import Fraction as ExactFraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -71,6 +71,8 @@ class DataConfig(_Table):
     """JSONL or Parquet of questions, or `mini:SPLIT`."""
     tools: tuple[str, ...] = ("image_zoom_in",)
     """Names of built-in tools, or `module:attribute` of your own."""
+    tool_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What a tool is made with, by its name in `tools`: `tool_options = { image_zoom_in = { max_pixels = 9216 } }`."""
     reward: OptionalText = None
     """`module:attribute` of your own reward; default: the reward of each row's `answer_kind`."""
     system_prompt: OptionalText = None
@@ -203,10 +205,19 @@ def format_toml(config: Config) -> str:
     """The configuration as TOML, options that are None left out. `parse_config` of it gives `config` back."""
     blocks: list[str] = []
     for table, options in config.model_dump(mode="json", exclude_none=True).items():
-        # JSON's strings, numbers, booleans and lists of these are valid TOML values.
-        lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in options.items()]
+        lines = [f"{name} = {_format_value(value)}" for name, value in options.items()]
         blocks.append("\n".join([f"[{table}]", *lines]))
     return "\n\n".join(blocks) + "\n"
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value).items()
+        return "{" + ", ".join(f"{json.dumps(key)} = {_format_value(item)}" for key, item in pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_format_value(item) for item in cast("list[Any]", value)) + "]"
+    # JSON's strings, numbers and booleans are valid TOML.
+    return json.dumps(value, ensure_ascii=False)
 
 
 def option_names() -> tuple[str, ...]:

@@ -122,22 +122,40 @@ def _draw_card(card: Card) -> Image:
     from PIL import Image as PilImage
     from PIL import ImageDraw
 
-    rng = random.Random(card.layout_seed)
+    shade, dots = _layout(card)
     side = CARD_PX * _OVERSAMPLING
-    shade = rng.uniform(0.96, 1.04)
     body = tuple(min(255, round(channel * shade)) for channel in COLORS[card.color])
     tile = PilImage.new("RGBA", (side, side), (*body, 255))
     draw = ImageDraw.Draw(tile)
     draw.rectangle((0, 0, side - 1, side - 1), outline=(250, 250, 250, 255), width=3 * _OVERSAMPLING)
     radius = card.dot_radius_px * _OVERSAMPLING
-    for x, y in _dot_centers(card.count, rng):
+    for x, y in dots:
         cx, cy = x * side, y * side
         draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=(*_INK, 255))
     big = tile.rotate(card.angle_deg, resample=PilImage.Resampling.BICUBIC, expand=True)
     return big.resize((round(big.width / _OVERSAMPLING), round(big.height / _OVERSAMPLING)), PilImage.Resampling.BOX)
 
 
-def _dot_centers(count: int, rng: random.Random) -> list[tuple[float, float]]:
-    """`count` places of a jittered 3x3 grid, relative to the card."""
-    cells = rng.sample([(i, j) for i in range(3) for j in range(3)], count)
-    return [(0.24 + 0.26 * i + rng.uniform(-0.02, 0.02), 0.24 + 0.26 * j + rng.uniform(-0.02, 0.02)) for i, j in cells]
+def dots_px(card: Card) -> tuple[tuple[float, float], ...]:
+    """Centres of the card's dots in the scene."""
+    turn = math.radians(card.angle_deg)
+    placed: list[tuple[float, float]] = []
+    for x, y in _layout(card)[1]:
+        dx, dy = (x - 0.5) * CARD_PX, (y - 0.5) * CARD_PX
+        placed.append(
+            (
+                card.center_px[0] + dx * math.cos(turn) + dy * math.sin(turn),
+                card.center_px[1] - dx * math.sin(turn) + dy * math.cos(turn),
+            )
+        )
+    return tuple(placed)
+
+
+def _layout(card: Card) -> tuple[float, list[tuple[float, float]]]:
+    """Brightness of the card, and its dots' places on a jittered 3x3 grid, relative to the card."""
+    rng = random.Random(card.layout_seed)
+    shade = rng.uniform(0.96, 1.04)
+    cells = rng.sample([(i, j) for i in range(3) for j in range(3)], card.count)
+    return shade, [
+        (0.24 + 0.26 * i + rng.uniform(-0.02, 0.02), 0.24 + 0.26 * j + rng.uniform(-0.02, 0.02)) for i, j in cells
+    ]

@@ -1,0 +1,195 @@
+"""The demo: GRPO and AXPO from one supervised checkpoint, side by side on two CPU cores; a table and a report."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from axpo.errors import AxpoError, ConfigError
+
+RECIPES = Path(__file__).parents[3] / "recipes" / "mini_cpu"
+FULL_STEPS = 60
+MIN_STEPS = 4
+EVAL_QUESTIONS = 256
+MIN_EVAL_QUESTIONS = 48
+# How much longer than evaluating one question a step and everything else take; both shrink and grow with the machine,
+# so the time of the first evaluation tells how many steps fit.
+STEP_PER_QUESTION = 34.0
+FIXED_PER_QUESTION = 250.0
+POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One training run of the demo."""
+
+    label: str
+    recipe: Path
+    folder: Path
+
+
+def run_demo(*, minutes: float, out: Path, seed: int) -> None:
+    """Evaluate the start, train both arms, print the table, write the report. Raises `ConfigError` on bad arguments."""
+    if not math.isfinite(minutes) or minutes <= 0:
+        raise ConfigError(f"--minutes: expected a number above 0, got {minutes:g}.")
+    if not RECIPES.is_dir():
+        raise ConfigError(f"axpo demo reads its recipes from {RECIPES}, which is not there. Run it from a clone.")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"--out: {out} is not empty. Choose another folder, or remove it.")
+    console = Console(highlight=False)
+    started_s = time.monotonic()
+    num_questions = max(MIN_EVAL_QUESTIONS, min(EVAL_QUESTIONS, round(EVAL_QUESTIONS * minutes / 10)))
+    console.print(
+        "The mini task: how many dots are on a small card in a large photograph? The model sees the photograph at "
+        "160x160 px; it may guess from there, or call image_zoom_in and read."
+    )
+    options = {"run.seed": seed, "data.max_eval_rows": num_questions}
+    start = out / "sft"
+    with _processes([_command("eval", RECIPES / "axpo.toml", options, ["--out", str(start)])], out / "logs") as runs:
+        _watch(console, runs, [("evaluating the supervised checkpoint", start, 1)])
+    num_steps = _affordable_steps(
+        start, minutes=minutes, num_questions=num_questions, spent_s=time.monotonic() - started_s
+    )
+    arms = [
+        Arm(label="SFT+GRPO", recipe=RECIPES / "grpo.toml", folder=out / "grpo"),
+        Arm(label="SFT+AXPO", recipe=RECIPES / "axpo.toml", folder=out / "axpo"),
+    ]
+    if num_steps < FULL_STEPS:
+        console.print(f"{minutes:g} minutes allow {num_steps} of the recipe's {FULL_STEPS} steps.")
+    options |= {"train.steps": num_steps}
+    commands = [_command("train", arm.recipe, options | {"run.output_dir": arm.folder}, []) for arm in arms]
+    with _processes(commands, out / "logs") as runs:
+        _watch(console, runs, [(arm.label, arm.folder, num_steps) for arm in arms])
+    _show(console, [start, *(arm.folder for arm in arms)], out / "report.html")
+    console.print(f"{time.monotonic() - started_s:.0f} s in all")
+
+
+def _affordable_steps(start: Path, *, minutes: float, num_questions: int, spent_s: float) -> int:
+    from axpo.diagnostics.recorder import read_metrics
+
+    eval_s = float(read_metrics(start)[-1]["seconds/eval"])
+    question_s = eval_s / num_questions
+    left_s = 60 * minutes - spent_s - FIXED_PER_QUESTION * question_s - eval_s
+    return max(MIN_STEPS, min(FULL_STEPS, int(left_s / (STEP_PER_QUESTION * question_s))))
+
+
+def _command(name: str, recipe: Path, options: Mapping[str, Any], words: Sequence[str]) -> list[str]:
+    overrides = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    return [sys.executable, "-m", "axpo.cli.main", name, str(recipe), *words, *overrides]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Process:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@contextlib.contextmanager
+def _processes(commands: Sequence[list[str]], logs: Path) -> Generator[list[_Process]]:
+    """Run commands side by side, one thread each, output to files; none survives the block."""
+    logs.mkdir(parents=True, exist_ok=True)
+    # Two threads a process are many times slower than one where two processes share two cores.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started: list[_Process] = []
+    try:
+        for index, command in enumerate(commands):
+            log = logs / f"{command[3]}-{index}.log"
+            with log.open("ab") as output:
+                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            started.append(_Process(process=process, log=log))
+        yield started
+    finally:
+        for run in started:
+            if run.process.poll() is None:
+                run.process.send_signal(signal.SIGINT)
+        for run in started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                run.process.wait(timeout=10)
+            run.process.kill()
+
+
+def _watch(console: Console, runs: Sequence[_Process], targets: Sequence[tuple[str, Path, int]]) -> None:
+    """Bars (plain lines where there is no terminal) until all processes are done. Raises when one fails."""
+    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal
+    ) as bars:
+        tasks: list[tuple[TaskID, str, Path, int]] = []
+        for label, folder, total in targets:
+            tasks.append((bars.add_task(label, total=total, numbers=""), label, folder, total))
+        said: dict[str, int] = {}
+        while True:
+            is_running = [run.process.poll() is None for run in runs]
+            for task, label, folder, total in tasks:
+                step, numbers = _progress(folder)
+                bars.update(task, completed=step, numbers=numbers)
+                if not console.is_terminal and step >= said.get(label, 0) + max(1, total // 6):
+                    said[label] = step
+                    console.print(f"{label}: {step}/{total}  {numbers}")
+            for run in runs:
+                if run.process.poll() not in (None, 0):
+                    tail = run.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                    raise AxpoError(f"{run.log.stem} ended with exit code {run.process.returncode}:\n{tail}")
+            if not any(is_running):
+                return
+            time.sleep(POLL_S)
+
+
+def _progress(folder: Path) -> tuple[int, str]:
+    """The last step of a run and what it says of tool use; an evaluation-only run counts as one step."""
+    from axpo.diagnostics.recorder import read_metrics
+
+    records = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
+    if not records:
+        return 0, ""
+    steps = [record for record in records if record["kind"] == "train"]
+    if not steps:
+        return len(records), ""
+    tail = steps[-5:]
+    return steps[-1]["step"], "  ".join(
+        _recent(tail, (("reward", "reward/mean"), ("tool use", "rollout/tool_use_rate")))
+    )
+
+
+def _recent(records: Sequence[Mapping[str, Any]], names: Sequence[tuple[str, str]]) -> Iterator[str]:
+    for title, key in names:
+        values = [record[key] for record in records if record.get(key) is not None]
+        if values:
+            yield f"{title} {sum(values) / len(values):.2f}"
+
+
+def _show(console: Console, folders: Sequence[Path], report: Path) -> None:
+    from axpo.reports.html import write_report
+    from axpo.reports.runs import load_arms
+    from axpo.reports.tables import columns, final_table, percent, write_verdict
+
+    arms = load_arms(folders)
+    rows = final_table(arms)
+    headings = columns(rows)
+    table = Table(title="Held-out questions, 4 samples each; 95 % intervals clustered by question")
+    for heading in ("", *headings.values()):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in rows:
+        cells = (row.cells.get(name) for name in headings)
+        table.add_row(
+            row.label,
+            *(f"{percent(c.estimate)}\n[dim]{percent(c.low)} to {percent(c.high)}[/dim]" if c else "-" for c in cells),
+        )
+    console.print(table)
+    for sentence in write_verdict(arms, rows):
+        console.print(sentence)
+    write_report(folders, report)
+    console.print(f"report: {report.resolve()}")

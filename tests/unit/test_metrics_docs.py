@@ -1,0 +1,50 @@
+"""`docs/metrics.md` names every key that can be logged and every alarm, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from axpo.diagnostics.recorder import read_metrics
+from synthetic_run import write_run
+
+ROOT = Path(__file__).parents[2]
+KEY = re.compile(r"[a-z]+/[a-z0-9_@]+")
+NOT_KEYS = {"runs/run"}  # a default path
+
+
+def documented(section: str | None = None) -> set[str]:
+    """First cells of the tables."""
+    text = (ROOT / "docs/metrics.md").read_text()
+    before, alarms = text.split("## Alarms")
+    return set(re.findall(r"^\| `([^`]+)` \|", alarms if section == "Alarms" else before, flags=re.MULTILINE))
+
+
+def literal_keys() -> Iterator[str]:
+    """String constants that look like a key, in everything that logs."""
+    for package in ("trainer", "diagnostics", "evaluation"):
+        for path in (ROOT / "src/axpo" / package).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and KEY.fullmatch(node.value):
+                    yield node.value
+
+
+def logged_keys(folder: Path) -> Iterator[str]:
+    """What a run with tools, target boxes and resampling writes; intervals belong to their key."""
+    write_run(folder, num_steps=1, num_questions=4, eval_steps=(1,))
+    for record in read_metrics(folder):
+        for key in set(record) - {"kind", "step"}:
+            if not key.endswith(("_low", "_high")) or key.startswith("train/"):
+                yield {"eval/pass@4": "eval/pass@{n}"}.get(key, key.replace("image_zoom_in", "{name}"))
+
+
+def test_every_key_is_explained_and_every_explained_key_exists(tmp_path: Path) -> None:
+    assert set(literal_keys()) - NOT_KEYS | set(logged_keys(tmp_path)) == documented()
+
+
+def test_every_alarm_is_explained() -> None:
+    tree = ast.parse((ROOT / "src/axpo/diagnostics/health.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_alarm"]
+    assert {call.args[1].value for call in calls} == documented("Alarms")  # type: ignore[attr-defined]
