@@ -18,3 +18,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from axpo.models.scratch import save_scratch_checkpoint
 
     return save_scratch_checkpoint(tmp_path_factory.mktemp("tiny-qwen3-vl"))
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to train in: a configuration, data, and a tiny model that has learnt to answer (`workshop.py`)."""
+    from workshop import build_workshop
+
+    return build_workshop(tmp_path_factory.mktemp("workshop"))

@@ -90,7 +90,7 @@ def build_workshop(folder: Path) -> Path:
     save_scratch_checkpoint(folder / "random", corpus=[TEMPLATE_PATH.read_text(), PARTS] * 2, num_merges=500)
     Image.effect_noise((96, 64), 90).save(folder / "noise.png")
     questions = [
-        {"id": f"q{index}", "question": f"{index}?", "answer": "B", "images": ["noise.png"] if index % 2 else []}
+        {"id": f"q{index}", "question": f"{index}?", "answer": "B", "images": [] if index % 2 else ["noise.png"]}
         for index in range(4)
     ]
     write_rows(folder / "questions.jsonl", questions)

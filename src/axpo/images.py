@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_PX = 178_956_970
 """Pictures above this many pixels are refused before they are decoded (Pillow's own decompression-bomb bound)."""
+_EXIF_ORIENTATION = 0x0112
+_EXIF_SIDEWAYS = (5, 6, 7, 8)
+"""Orientations in which a camera was held sideways: width and height change places when the picture is upright."""
 
 
 class ContentImageStore:
@@ -79,8 +82,10 @@ class ContentImageStore:
 
     def _decode_bytes(self, sha256: str) -> Image:
         from PIL import Image as PilImage
+        from PIL import ImageOps
 
-        return PilImage.open(io.BytesIO(self._bytes[sha256])).convert("RGB")
+        with PilImage.open(io.BytesIO(self._bytes[sha256])) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _probe(data: bytes, origin: str) -> tuple[int, int, str]:
@@ -92,6 +97,8 @@ def _probe(data: bytes, origin: str) -> tuple[int, int, str]:
             warnings.simplefilter("ignore", PilImage.DecompressionBombWarning)
             with PilImage.open(io.BytesIO(data)) as image:
                 width_px, height_px = image.size
+                if image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS:
+                    width_px, height_px = height_px, width_px
                 image_format = (image.format or "png").lower()
     except (UnidentifiedImageError, PilImage.DecompressionBombError, OSError, ValueError) as error:
         raise DataError(

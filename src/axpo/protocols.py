@@ -106,7 +106,9 @@ class Tool(Protocol):
 class RewardFn(Protocol):
     """Judges the final text of a rollout: 1.0 right, 0.0 wrong."""
 
-    def __call__(self, final_text: str, problem: Problem) -> float: ...
+    def __call__(self, final_text: str, problem: Problem) -> float:
+        """The reward of one rollout."""
+        ...
 
 
 # -- rendering --------------------------------------------------------------------------------------------------------
@@ -191,4 +193,6 @@ class Renderer(Protocol):
 class Tracker(Protocol):
     """Receives the metrics of a step."""
 
-    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None: ...
+    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None:
+        """Take the metrics of step `step`."""
+        ...

@@ -33,6 +33,9 @@ async def run_in_daemon_thread(function: Callable[..., Result], *args: Any, **kw
         error: BaseException | None = None
         try:
             result = function(*args, **kwargs)
+        except StopIteration as raised:  # a future cannot hold it
+            error = RuntimeError(f"{function!r} raised StopIteration")
+            error.__cause__ = raised
         except BaseException as raised:
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

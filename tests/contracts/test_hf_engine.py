@@ -233,14 +233,14 @@ class TestSharing:
         assert engine.num_encoded_images == 2
 
     def test_a_late_request_joins_and_leaves_while_a_long_one_runs(self, setting: Any, build: Any) -> None:
-        long = ask(setting.dialogue(5, seed=1), num_tokens=300)
+        long = ask(setting.dialogue(5, seed=1), num_tokens=500)
         short = ask(setting.dialogue(7, setting.images[0], seed=2), (setting.images[0],), num_tokens=4)
         engine = build()
         expected = [run_all(engine, [request])[0] for request in (long, short)]
 
         async def main() -> tuple[list[Completion], bool]:
             slow = asyncio.create_task(engine.generate(long))
-            while engine.stats.num_decode_steps < 320:  # 302 of them belong to the runs above
+            while engine.stats.num_decode_steps < 499 + 3 + 10:  # the runs above, and a little more
                 await asyncio.sleep(0.001)
             quick = await engine.generate(short)
             was_running = not slow.done()
@@ -377,7 +377,7 @@ class TestWeights:
 
         async def main() -> list[Completion]:
             running = asyncio.create_task(engine.generate(request))
-            while engine.stats.num_decode_steps < 110:  # 99 steps were those of the first run
+            while engine.stats.num_decode_steps < 99 + 10:
                 await asyncio.sleep(0.001)
             later = asyncio.create_task(engine.generate(request))
             await asyncio.to_thread(engine.update_weights, weights.items(), 1)
@@ -424,7 +424,7 @@ class TestFaults:
     def test_a_failing_prefill_spares_the_running_rows(self, own_setting: Any, build: Any) -> None:
         model = own_setting.model
         engine = build(model)
-        running = ask(own_setting.dialogue(5, seed=1), num_tokens=200)
+        running = ask(own_setting.dialogue(5, seed=1), num_tokens=500)
         expected = run_all(engine, [running])[0]
 
         def fail(inputs_BTH: Tensor) -> None:
@@ -434,7 +434,7 @@ class TestFaults:
         async def main() -> Completion:
             with self.broken(model, fail):
                 task = asyncio.create_task(engine.generate(running))
-                while engine.stats.num_decode_steps < 210:
+                while engine.stats.num_decode_steps < 499 + 10:
                     await asyncio.sleep(0.001)
                 with pytest.raises(EngineFault, match="cosmic ray"):
                     await engine.generate(ask(own_setting.dialogue(17, seed=2)))

@@ -114,6 +114,16 @@ def test_an_evaluation_scores_the_checkpoint_it_is_given(tmp_path: Path) -> None
     assert {line["phase"] for line in found} == {"eval"} and all(line["credit"] == [] for line in found)
 
 
+def test_a_checkpoint_in_the_published_layout_trains_and_evaluates_with_the_zoom_tool(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    options = {"rollout__max_response_tokens": 12, "eval__max_response_tokens": 12, "train__steps": 2}
+    train(tmp_path / "run", **options, model__path=tiny_checkpoint, data__tools='["image_zoom_in"]')
+    kinds = [(record["kind"], record["step"]) for record in numbers_of(tmp_path / "run")]
+    assert kinds == [("train", 1), ("train", 2), ("eval", 2)]
+    assert max(record.get("engine/logprob_gap_mean", 0.0) for record in numbers_of(tmp_path / "run")) < 1e-4
+
+
 def test_fine_tuning_resumes_bit_for_bit_too(tmp_path: Path) -> None:
     options = words_of(
         data__train="demonstrations.jsonl", data__eval="", train__rows_per_step=12, train__schedule="cosine",

@@ -108,7 +108,7 @@ def test_a_stripe_is_refused() -> None:
         ((100, 50), (9216, 9216), (128, 64)),
         # scaled: 150.0 x 61.5; 160x64 would be nearer, but more pixels than allowed
         ((122, 50), (9216, 9216), (128, 64)),
-        # scaled: 7.5 x 2185; no side is below 32, so 16384 / 32 = 512 is left for the other
+        # scaled: 3.8 x 1090; no side is below 32, so 16384 / 32 = 512 is left for the other
         ((1, 290), (4096, 16384), (32, 512)),
         # scaled to an area of 262144: 512 x 512
         ((64, 64), (256 * 32 * 32, 1280 * 32 * 32), (512, 512)),

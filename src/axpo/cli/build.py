@@ -516,7 +516,7 @@ def import_object(name: str, *, option: str) -> Any:
             raise ConfigError(f"{option}: {name}: {module_name} has no {attribute!r}{_nearest(part, dir(found))}.")
         found = getattr(found, part)
     if not callable(found) and not isinstance(found, Tool):
-        raise ConfigError(f"{option}: {name} is a {type(found).__name__}; expected something that can be called.")
+        raise ConfigError(f"{option}: {name} is of type {type(found).__name__}; expected something that can be called.")
     return found
 
 

@@ -18,32 +18,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A number of the table: its heading, metric key and format."""
+    """A number of the table: its heading, metric key, format and width in characters."""
 
     title: str
     key: str
     format: str
+    width: int
 
 
+STEP_WIDTH = 8
 ROLLOUT_COLUMNS = (
-    Column(title="reward", key="reward/mean", format=".3f"),
-    Column(title="tool use", key="rollout/tool_use_rate", format=".1%"),
-    Column(title="all wrong", key="rollout/all_wrong_tool", format=".1%"),
-    Column(title="resampled", key="resample/used", format="d"),
-    Column(title="restored", key="resample/restore_rate", format=".1%"),
-    Column(title="loss", key="train/loss", format=".4f"),
-    Column(title="KL", key="train/kl", format=".4f"),
-    Column(title="gap", key="engine/logprob_gap_mean", format=".1e"),
-    Column(title="s", key="seconds/step", format=".1f"),
+    Column(title="reward", key="reward/mean", format=".3f", width=8),
+    Column(title="tool use", key="rollout/tool_use_rate", format=".1%", width=10),
+    Column(title="all wrong", key="rollout/all_wrong_tool", format=".1%", width=11),
+    Column(title="resampled", key="resample/used", format="d", width=11),
+    Column(title="restored", key="resample/restore_rate", format=".1%", width=10),
+    Column(title="KL", key="train/kl", format=".4f", width=8),
+    Column(title="gap", key="engine/logprob_gap_mean", format=".0e", width=7),
+    Column(title="s", key="seconds/step", format=".1f", width=6),
 )
 DEMONSTRATION_COLUMNS = (
-    Column(title="loss", key="train/loss", format=".4f"),
-    Column(title="entropy", key="train/entropy", format=".4f"),
-    Column(title="grad norm", key="train/grad_norm", format=".3f"),
-    Column(title="tokens", key="tokens/trained", format="d"),
-    Column(title="s", key="seconds/step", format=".1f"),
+    Column(title="loss", key="train/loss", format=".4f", width=9),
+    Column(title="entropy", key="train/entropy", format=".4f", width=9),
+    Column(title="grad norm", key="train/grad_norm", format=".3f", width=11),
+    Column(title="tokens", key="tokens/trained", format="d", width=9),
+    Column(title="s", key="seconds/step", format=".1f", width=7),
 )
-WIDTH = 10
 
 
 class RunConsole:
@@ -96,12 +96,9 @@ class RunConsole:
         texts = [_format(metrics.get(column.key), column.format) for column in self._columns]
         if self._is_live:
             if not self._has_header:
-                titles = "".join(f"{column.title:>{WIDTH}}" for column in self._columns)
-                self._console.print(f"[bold]{'step':>{WIDTH}}{titles}[/bold]")
+                self._print(f"[bold]{self._align('step', [column.title for column in self._columns])}[/bold]")
                 self._has_header = True
-            self._console.print(
-                f"{f'{step}/{self._num_steps}':>{WIDTH}}" + "".join(f"{text:>{WIDTH}}" for text in texts)
-            )
+            self._print(self._align(f"{step}/{self._num_steps}", texts))
         else:
             named = (f"{column.title} {text}" for column, text in zip(self._columns, texts, strict=True))
             self._print(f"step {step}/{self._num_steps}  " + "  ".join(named))
@@ -123,6 +120,10 @@ class RunConsole:
     def say(self, text: str) -> None:
         """A plain line."""
         self._print(escape(text))
+
+    def _align(self, first: str, texts: Sequence[str]) -> str:
+        cells = (f"{text:>{column.width}}" for column, text in zip(self._columns, texts, strict=True))
+        return f"{first:>{STEP_WIDTH}}" + "".join(cells)
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -76,8 +77,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from axpo.cli.overrides import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    words = [f"--{name} {value}" for name, value in arguments.overrides.items()]
-    resume_line = " ".join(["axpo", arguments.command, str(arguments.config), "--resume", *words])
+    words = [word for name, value in arguments.overrides.items() for word in (f"--{name}", value)]
+    resume_line = shlex.join(["axpo", arguments.command, str(arguments.config), "--resume", *words])
 
     def run() -> None:
         from axpo.cli.build import open_training

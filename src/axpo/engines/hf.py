@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SETTLING_TURNS = 16
 """Turns of an event loop that a rollout gets to act on a completion and ask for the next one."""
-SETTLING_LIMIT_S = 1.0
+SETTLING_LIMIT_S = 5.0
 DRAIN_LIMIT_S = 3600.0
 MAX_STEPS_WAITING = 16
 """Steps after which a waiting request joins even when few wait."""

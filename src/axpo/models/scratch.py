@@ -80,7 +80,8 @@ def train_merges(corpus: Iterable[str], *, num_merges: int) -> tuple[dict[str, i
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    split = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    split = words + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(split), behavior="isolated"),
@@ -99,13 +100,13 @@ def build_tokenizer(*, vocab: Mapping[str, int], merges: Sequence[tuple[str, str
 
     `phrases` lets a small model read long constant passages (the tool listing of the system prompt, say) as one token.
     """
+    import transformers
     from tokenizers import AddedToken
-    from transformers import Qwen2Tokenizer
 
     first = SPECIAL_TOKENS[0]
     # eos, pad and unk would otherwise be added first and shift every id (Qwen's order matters to other programs)
-    tokenizer = Qwen2Tokenizer(
-        vocab=dict(vocab), merges=[tuple(pair) for pair in merges], eos_token=first, pad_token=first, unk_token=first
+    tokenizer: Any = transformers.Qwen2Tokenizer(
+        vocab=dict(vocab), merges=_pairs(merges), eos_token=first, pad_token=first, unk_token=first
     )
     special = [AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS]
     tokenizer.add_tokens(special, special_tokens=True)
@@ -114,6 +115,11 @@ def build_tokenizer(*, vocab: Mapping[str, int], merges: Sequence[tuple[str, str
     tokenizer.unk_token = None
     tokenizer.chat_template = TEMPLATE_PATH.read_text(encoding="utf-8")
     return tokenizer
+
+
+def _pairs(merges: Sequence[tuple[str, str]]) -> Any:
+    """Merges as the tokenizer takes them; its annotation knows only their older, textual form."""
+    return [tuple(pair) for pair in merges]
 
 
 def build_model(tokenizer: Any, *, text: Mapping[str, Any], vision: Mapping[str, Any], seed: int = 0) -> Any:

@@ -148,7 +148,7 @@ async def _retry(
     faults: list[RolloutFault],
     on_rollout: OnRollout | None,
 ) -> Rollout | None:
-    """The rollout, or None when every attempt ended in a fault of ours. The first attempt's seed never depends on faults."""
+    """The rollout, or None when every attempt ended in a fault of ours."""
     for attempt in range(max_retries + 1):
         try:
             rollout = await attempt_rollout(attempt)

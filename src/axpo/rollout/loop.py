@@ -45,7 +45,7 @@ from axpo.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutLimits:
-    """What ends a rollout whatever the policy does. Counted from the start of the trajectory, inherited prefix included."""
+    """What ends a rollout whatever the policy does. An inherited prefix counts."""
 
     max_tool_turns: int
     """Tool-executing turns; one answer turn follows."""

@@ -16,7 +16,7 @@ SPLIT_SIZES = {"train": 512, "eval": 256}
 
 
 def checkpoint_path(name: str = "sft") -> Path:
-    """Folder of a checkpoint that ships with the package: `base` (can see, locate and read) or `sft` (the start of RL)."""
+    """Folder of a checkpoint that ships with the package: `base` (sees, locates, reads) or `sft` (the start of RL)."""
     return Path(__file__).with_name("checkpoints") / name
 
 
@@ -28,7 +28,7 @@ def problems(
     seed: int = 0,
     on_progress: Callable[[], None] | None = None,
 ) -> tuple[Problem, ...]:
-    """Questions of `split` (`train` or `eval`), the same for the same seed; a longer list starts with the shorter one."""
+    """Questions of `split` (`train` or `eval`), the same for a seed; a longer list starts with the shorter one."""
     count = SPLIT_SIZES[split] if num_questions is None else num_questions
     made: list[Problem] = []
     for index in range(count):

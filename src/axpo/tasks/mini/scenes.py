@@ -30,6 +30,9 @@ COLORS = {
     "orange": (240, 125, 30),
 }
 COUNTS = (1, 2, 3, 4, 5, 6)
+SHADE_OF_ONE, SHADE_PER_DOT, SHADE_NOISE = 1.12, 0.075, 0.05
+"""Brightness of a card with one dot, what each further dot takes from it, and the standard deviation of chance: with
+these a perfect judge of brightness would name the right number about three times in five."""
 _INK = (15, 15, 15)
 _OVERSAMPLING = 4
 
@@ -42,7 +45,6 @@ class Card:
     count: int
     center_px: tuple[int, int]
     dot_radius_px: float
-    """Dots of one card are equally large, those of two cards need not be: shade alone does not give the count."""
     angle_deg: float
     layout_seed: int
 
@@ -152,9 +154,12 @@ def dots_px(card: Card) -> tuple[tuple[float, float], ...]:
 
 
 def _layout(card: Card) -> tuple[float, list[tuple[float, float]]]:
-    """Brightness of the card, and its dots' places on a jittered 3x3 grid, relative to the card."""
+    """Brightness of the card, and its dots' places on a jittered 3x3 grid, relative to the card.
+
+    The more dots, the darker the card, roughly: what can be told from afar.
+    """
     rng = random.Random(card.layout_seed)
-    shade = rng.uniform(0.96, 1.04)
+    shade = SHADE_OF_ONE - SHADE_PER_DOT * (card.count - 1) + rng.gauss(0, SHADE_NOISE)
     cells = rng.sample([(i, j) for i in range(3) for j in range(3)], card.count)
     return shade, [
         (0.24 + 0.26 * i + rng.uniform(-0.02, 0.02), 0.24 + 0.26 * j + rng.uniform(-0.02, 0.02)) for i, j in cells

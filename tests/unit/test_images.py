@@ -1,0 +1,58 @@
+"""Images by content: stored once, upright, refused with a reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from axpo.errors import DataError
+from axpo.images import ContentImageStore
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def test_equal_bytes_are_one_picture_on_disk_too(tmp_path: Path) -> None:
+    store = ContentImageStore(tmp_path)
+    data = encoded(Image.new("RGB", (8, 6), "red"), "PNG")
+    first, second = store.add_bytes(data), store.add_bytes(bytes(data))
+    assert first == second
+    assert (first.width_px, first.height_px) == (8, 6)
+    store.persist(first)
+    store.persist(second)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{first.sha256}.png"]
+    assert store.load(first) is store.load(second)
+
+
+def test_a_photograph_held_sideways_is_turned_upright() -> None:
+    picture = Image.new("RGB", (40, 20), "black")
+    picture.paste("white", (0, 0, 10, 20))  # the left edge, which orientation 6 turns to the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    store = ContentImageStore()
+    ref = store.add_bytes(encoded(picture, "JPEG", exif=exif, quality=95))
+    assert (ref.width_px, ref.height_px) == store.load(ref).size == (20, 40)
+    assert min(store.load(ref).getpixel((10, 3))) > 200
+    assert max(store.load(ref).getpixel((10, 36))) < 60
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
+def test_what_is_no_picture_is_refused_by_name(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"row 3: not a readable image"):
+        ContentImageStore().add_bytes(data, origin="row 3")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing\.png: No such file"):
+        ContentImageStore().add_file(tmp_path / "nothing.png")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(DataError, match="limit"):
+        ContentImageStore().add_bytes(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
