@@ -51,8 +51,8 @@ def tool_call_confidence(rollout: Rollout, *, calls: ScoredCalls = "first", tags
     """Arithmetic mean of the probabilities with which the tool-call tokens were sampled.
 
     The uncertainty score of arXiv:2605.28774. Deviation: the paper leaves open which calls and whether the tags count;
-    the body of the first call is our default. A body without tokens (cut off, or closed at once) leaves nothing to average:
-    then the opening tag's own probability stands in, so that the rollout can still be ranked.
+    the body of the first call is our default. A body without tokens (cut off, or closed at once) leaves nothing to
+    average: then the opening tag's own probability stands in, so that the rollout can still be ranked.
 
     Args:
         rollout: A tool-using rollout.

@@ -41,9 +41,10 @@ def plan_resampling(
 ) -> ResamplePlan:
     """Share a step's budget of continuations between its triggered questions, breadth first.
 
-    The allocation of arXiv:2605.28774. Each triggered question gets its first prefix before any gets a second; a chosen
-    prefix gets exactly K continuations; what is left over stays unused. Deviation: the paper leaves the order between
-    questions open; within a level the least confident prefix comes first, equal ones by problem id, then rollout id.
+    The allocation of arXiv:2605.28774. Each triggered question gets its first prefix before any gets a second; a
+    chosen prefix gets exactly K continuations; what is left over stays unused. Deviation: the paper leaves the order
+    between questions open; within a level the least confident prefix comes first, equal ones by problem id, then
+    rollout id.
     The plan does not depend on the order of groups or siblings.
 
     Args:

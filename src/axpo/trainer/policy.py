@@ -85,11 +85,6 @@ class Policy:
         """Where the weights are."""
         return self._device
 
-    @property
-    def num_images_encoded(self) -> int:
-        """Images passed through the vision tower so far."""
-        return self._features.num_encoded
-
     def trainable_parameters(self) -> Mapping[str, Parameter]:
         """What learns, by name, in a fixed order."""
         return {name: parameter for name, parameter in self._model.named_parameters() if parameter.requires_grad}

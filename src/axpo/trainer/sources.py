@@ -149,11 +149,15 @@ class RolloutSource:
             decode=self._setup.renderer.decode,
             continuations=rollouts.continuations,
             rows=rows,
-            confidence_of=partial(
-                tool_call_confidence, calls=self._algorithm.confidence_calls, tags=self._algorithm.confidence_tags
-            ),
+            confidence_of=self._confidence,
         )
         return metrics, lines
+
+    def _confidence(self, rollout: Rollout) -> float:
+        """What the plan ranks by: with `confidence_calls = "first"` the call that is resampled."""
+        algorithm = self._algorithm
+        calls = "all" if algorithm.confidence_calls == "all" else algorithm.branch_at
+        return tool_call_confidence(rollout, calls=calls, tags=algorithm.confidence_tags)
 
     def _plan(self, groups: Sequence[RolloutGroup], *, seed: int) -> ResamplePlan:
         return plan_resampling(
