@@ -26,6 +26,7 @@ import multiprocessing
 import os
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -428,6 +429,15 @@ class Batch:
     order: Tensor
 
 
+def similar_rows(rows: list[Row], num_rows: int) -> Iterator[list[Row]]:
+    """Random batches for ever, each of rows of similar length: little padding."""
+    while True:
+        chosen = sorted(random.sample(rows, min(len(rows), 8 * num_rows)), key=lambda row: len(row.token_ids))
+        groups = [chosen[start : start + num_rows] for start in range(0, len(chosen), num_rows)]
+        random.shuffle(groups)
+        yield from groups
+
+
 def make_batch(rows: list[Row], device: torch.device) -> Batch:
     """Everything of the rows but pixels."""
     length = max(len(row.token_ids) for row in rows)
@@ -618,17 +628,19 @@ def train(args: argparse.Namespace) -> None:
     def some(num: int, first: int, last: int) -> Tensor:
         return torch.randint(first, last, (num,), device=device)
 
+    batches = similar_rows(learning, args.rows_per_step)
+
     def see_step(_: float) -> tuple[Tensor, dict[str, float]]:
         scenes = some(args.views_per_step, first_scene, len(pool.views))
         return see(model, heads, pool, scenes, some(6 * args.views_per_step, first_crop, len(pool.crops)))
 
     def speak_step(progress: float) -> tuple[Tensor, dict[str, float]]:
-        batch = make_batch(random.sample(learning, args.rows_per_step), device)
+        batch = make_batch(next(batches), device)
         loss = speak(model, pool, batch, looking=0.3 * max(0.0, 1 - 1.3 * progress))
         return loss, {"loss": loss.item()}
 
     def join_step(progress: float) -> tuple[Tensor, dict[str, float]]:
-        batch = make_batch(random.sample(learning, args.rows_per_step), device)
+        batch = make_batch(next(batches), device)
         loss = speak(model, pool, batch, looking=0.0)
         aux, seen = see_step(progress)
         return loss + 0.3 * (1 - progress) * aux, seen | {"loss": loss.item()}

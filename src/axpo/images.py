@@ -26,24 +26,25 @@ _EXIF_SIDEWAYS = (5, 6, 7, 8)
 class ContentImageStore:
     """An `axpo.protocols.ImageStore` keyed by the SHA-256 of the encoded bytes.
 
-    Bytes stay in memory; with `folder` they are also written there, once, as `<sha256>.<png|jpg|...>`, so that a run's
-    records can be read without its data set.
+    Bytes stay in memory until `persist` writes them to `folder`, once, as `<sha256>.<png|jpg|...>`, and reads them from
+    there again: a long run makes more crops than memory holds, and its records can be read without its data set.
     """
 
     def __init__(self, folder: Path | None = None, *, num_decoded: int = 256) -> None:
         self._folder = folder
         self._bytes: dict[str, bytes] = {}
         self._formats: dict[str, str] = {}
+        self._paths: dict[str, Path] = {}
+        """Of the pictures that were persisted."""
         self._decode = functools.lru_cache(maxsize=num_decoded)(self._decode_bytes)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def add_bytes(self, data: bytes, *, origin: str = "image") -> ImageRef:
         """Store an encoded picture. Raises `DataError` naming `origin` when it cannot be a picture."""
         sha256 = hashlib.sha256(data).hexdigest()
         width_px, height_px, image_format = _probe(data, origin)
-        if sha256 not in self._bytes:
-            self._bytes[sha256], self._formats[sha256] = data, image_format
+        if sha256 not in self._paths:
+            self._formats[sha256] = image_format
+            self._bytes.setdefault(sha256, data)
         return ImageRef(sha256=sha256, width_px=width_px, height_px=height_px)
 
     def add_file(self, path: Path, *, origin: str | None = None) -> ImageRef:
@@ -67,24 +68,31 @@ class ContentImageStore:
 
     def encoded(self, ref: ImageRef) -> tuple[bytes, str]:
         """The stored bytes and their file suffix (`png`, `jpg`, ...)."""
-        return self._bytes[ref.sha256], self._formats[ref.sha256]
+        return self._read(ref.sha256), self._formats[ref.sha256]
 
     def persist(self, ref: ImageRef) -> None:
-        """Write the picture into the store's folder unless it lies there already."""
-        if self._folder is None:
+        """Write the picture into the store's folder unless it lies there already, and let go of its bytes."""
+        if self._folder is None or ref.sha256 in self._paths:
             return
         data, suffix = self.encoded(ref)
         path = self._folder / f"{ref.sha256}.{suffix}"
         if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}.partial")
             partial.write_bytes(data)
             partial.replace(path)
+        self._paths[ref.sha256] = path  # before the bytes go: a thread of a tool may be reading
+        self._bytes.pop(ref.sha256, None)
+
+    def _read(self, sha256: str) -> bytes:
+        data = self._bytes.get(sha256)
+        return self._paths[sha256].read_bytes() if data is None else data
 
     def _decode_bytes(self, sha256: str) -> Image:
         from PIL import Image as PilImage
         from PIL import ImageOps
 
-        with PilImage.open(io.BytesIO(self._bytes[sha256])) as image:
+        with PilImage.open(io.BytesIO(self._read(sha256))) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
 
 

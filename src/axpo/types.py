@@ -31,8 +31,8 @@ class StopReason(StrEnum):
 
     ANSWERED = "answered"  # the policy ended its turn without a tool call
     TURN_LIMIT = "turn_limit"  # it asked for one more tool call than the limit allows
-    TOKEN_LIMIT = "token_limit"  # the response or the context is full
-    TIME_LIMIT = "time_limit"  # the wall-clock limit of the rollout passed
+    TOKEN_LIMIT = "token_limit"  # the response is full, or a tool result would fill it
+    TIME_LIMIT = "time_limit"  # the wall-clock limit passed between two turns; within one it is an engine fault
 
     @property
     def is_truncated(self) -> bool:
@@ -371,7 +371,7 @@ class RolloutGroup:
 
     @property
     def is_triggered(self) -> bool:
-        """True when the tool-using subgroup is non-empty and has no correct rollout (`paper.md` 2.2)."""
+        """True when the tool-using subgroup is non-empty and has no correct rollout."""
         return bool(self.tool_using) and not any(rollout.is_correct for rollout in self.tool_using)
 
 
@@ -437,7 +437,7 @@ class ContinuationGroup:
 
     @property
     def is_recovered(self) -> bool:
-        """True when at least one continuation is correct (`paper.md` Eq. 3)."""
+        """True when at least one continuation is correct (arXiv:2605.28774, Eq. 3)."""
         return any(rollout.is_correct for rollout in self.rollouts)
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import axpo.cli.build
 from axpo import __version__
+from axpo.cli.build import check_folder
 from axpo.cli.main import main
+from axpo.cli.overrides import load_config
 from axpo.errors import WeightSyncError
 from workshop import numbers_of, read_jsonl, words_of
 
@@ -117,6 +120,22 @@ def test_a_broken_row_gives_one_clear_error_and_exit_code_2(
     assert main(["train", "config.toml", *words_of(data__train=data, run__output_dir=tmp_path / "run")]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and told in printed and "Traceback" not in printed
+
+
+def test_a_picture_no_model_can_take_is_refused_before_anything_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (2, 500)).save(tmp_path / "stripe.png")
+    data = write(tmp_path / "rows.jsonl", json.dumps({**QUESTION, "images": ["stripe.png"]}) + "\n")
+    assert main(["train", "config.toml", *words_of(data__train=data, run__output_dir=tmp_path / "run")]) == 2
+    assert "question q: image" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_killed_before_its_configuration_was_saved_does_not_block_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run" / "images").mkdir(parents=True)
+    write(tmp_path / "run" / "config.toml.partial", "[run")
+    check_folder(tmp_path / "run", load_config(Path("config.toml")), resume=False)
 
 
 def test_a_missing_extra_is_answered_with_the_line_that_installs_it(

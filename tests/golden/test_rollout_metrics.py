@@ -25,7 +25,7 @@ from axpo.types import (
 EMPTY_PLAN = plan_resampling([], budget_frac=0.25, num_continuations=2)
 
 
-def zoom(box: list[float] | str, *, img_idx: int = 0, failure: FailureKind | None = None) -> ToolResult:
+def zoom(box: list[float] | str, *, img_idx: float = 0, failure: FailureKind | None = None) -> ToolResult:
     call = ToolCall(id="c", name="image_zoom_in", arguments={"bbox_2d": box, "img_idx": img_idx})
     if failure is not None:
         return ToolResult(call=call, failure=ToolFailure(kind=failure, message="no"), wall_time_s=1.0)
@@ -137,7 +137,9 @@ def test_zoom_hits_need_the_whole_target_on_the_first_picture() -> None:
     rollouts = (
         # a miss by one unit, then a hit: two calls, one hit, a rollout with a hit, right
         with_results(
-            build_rollout("a", reward=1, calls=[(0.5,)]), zoom([401, 300, 500, 500]), zoom([400, 300, 450, 450])
+            build_rollout("a", reward=1, calls=[(0.5,)]),
+            zoom([401, 300, 500, 500]),
+            zoom([400, 300, 450, 450], img_idx=0.0),
         ),
         # only calls that can not hit: on a crop (not counted), failed on a good box, unusable box
         with_results(

@@ -35,6 +35,7 @@ def lines_of(table: dict) -> list[str]:
         ({"trian": {}}, "c.toml: trian: unknown option; did you mean train?"),
         ({"rollout": {"clip_low": 0.1}}, "c.toml: rollout.clip_low: unknown option; did you mean algorithm.clip_low?"),
         ({"train": {"learning_rate": float("nan")}}, "c.toml: train.learning_rate: expected a finite number, got nan"),
+        ({"run": {"seed": -1}}, "c.toml: run.seed: expected a number >= 0, got -1"),
         ({"train": 3}, "c.toml: train: expected a table [train], got 3"),
     ],
 )

@@ -30,6 +30,20 @@ def test_equal_bytes_are_one_picture_on_disk_too(tmp_path: Path) -> None:
     assert store.load(first) is store.load(second)
 
 
+def test_a_persisted_picture_leaves_memory_and_is_read_from_its_file(tmp_path: Path) -> None:
+    store = ContentImageStore(tmp_path / "images", num_decoded=1)
+    assert not (tmp_path / "images").exists(), "nothing is written before there is something to write"
+    pictures = [Image.effect_noise((64, 64), 50 + i).convert("RGB") for i in range(3)]
+    refs = [store.add_image(picture) for picture in pictures]
+    before = [store.encoded(ref) for ref in refs]
+    for ref in refs:
+        store.persist(ref)
+    assert store.add_image(pictures[0]) == refs[0]
+    assert not store._bytes
+    assert [store.encoded(ref) for ref in refs] == before
+    assert [store.load(ref).tobytes() for ref in refs] == [picture.tobytes() for picture in pictures]
+
+
 def test_a_photograph_held_sideways_is_turned_upright() -> None:
     picture = Image.new("RGB", (40, 20), "black")
     picture.paste("white", (0, 0, 10, 20))  # the left edge, which orientation 6 turns to the top

@@ -151,6 +151,12 @@ def test_the_choice_reward_compares_options() -> None:
     assert [REWARDS["choice"](text, judged) for text in texts] == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
+def test_every_accepted_option_of_a_choice_is_right() -> None:
+    judged = problem("A", "choice", choices=["red", "blue", "green"], aliases=["C"])
+    texts = ("<answer>A</answer>", "<answer>C</answer>", "<answer>B</answer>", "<answer>A or C</answer>")
+    assert [REWARDS["choice"](text, judged) for text in texts] == [1.0, 1.0, 0.0, 0.0]
+
+
 # -- math -------------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from axpo.engines.scripted import ScriptedEngine
-from axpo.errors import EngineFault, RolloutFault, ToolFault
+from axpo.errors import EngineFault, RolloutFault, ToolError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.protocols import ToolContext
@@ -254,6 +254,42 @@ def test_a_broken_tool_is_our_fault(world: World, failure: FailureKind | Excepti
         world.run(world.setup(world.engine(call, ANSWER), FailingTool(failure)))
 
 
+class OddTool(EchoTool):
+    """Does what `act` does instead of answering."""
+
+    def __init__(self, act: Callable[[ToolContext], Any]) -> None:
+        super().__init__()
+        self.act = act
+
+    async def run(self, call: ToolCall, context: ToolContext) -> Any:
+        return self.act(context)
+
+
+def throw(error: Exception) -> Any:
+    raise error
+
+
+def stripe(context: ToolContext) -> tuple[Content, ...]:
+    return (Content(image=context.store.add_image(Image.new("RGB", (2, 500)))),)
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (lambda _: (), "at least one"),
+        (lambda _: "text", "at least one"),
+        (lambda _: ("text",), "at least one"),
+        (lambda _: throw(TimeoutError("lost connection")), "lost connection"),
+        (lambda _: throw(ToolError("no_such_kind", "odd")), "odd"),
+        (stripe, "cannot be shown"),
+    ],
+    ids=["nothing", "no tuple", "no content", "its own timeout", "an unknown kind", "a picture no model takes"],
+)
+def test_what_a_tool_may_not_do_is_our_fault(world: World, act: Callable[[ToolContext], Any], reason: str) -> None:
+    with pytest.raises(ToolFault, match=reason):
+        world.run(world.setup(world.engine(CALL, ANSWER), OddTool(act)))
+
+
 # -- branches ---------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +392,15 @@ class Flaky:
         if self.fails(self.count):
             raise EngineFault("lost")
         return await self.inner.generate(request)
+
+
+def test_every_fault_is_logged_with_its_rollout(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    flaky = Flaky(world.engine(ANSWER), lambda n: n <= 2)
+    asyncio.run(sample_groups([world.problem()], setup=world.setup(flaky), group_size=1, seed=0, tag="t"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "rollout t/q/0: try 1 of 3: lost; tried again",
+        "rollout t/q/0: try 2 of 3: lost; tried again",
+    ]
 
 
 def test_a_fault_is_retried_and_then_dropped_and_counted(world: World) -> None:

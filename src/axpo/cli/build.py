@@ -33,7 +33,7 @@ from axpo.trainer.policy import Policy
 from axpo.trainer.sources import DemonstrationSource, Lines, RolloutSource
 from axpo.trainer.step import Metrics
 from axpo.trainer.weight_sync import WeightSync
-from axpo.types import Conversation, Problem, Rollout, SamplingParams
+from axpo.types import Conversation, Message, Problem, Rollout, SamplingParams
 
 MINI = "mini"
 """`model.path = "mini"`, `data.train = "mini:train"`: what ships with the package."""
@@ -153,7 +153,8 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
 
 
 def _has_files(folder: Path) -> bool:
-    return any(path.is_file() for path in folder.rglob("*"))
+    # a start that was killed before anything was complete leaves no more than a partial file
+    return any(path.is_file() and path.suffix != ".partial" for path in folder.rglob("*"))
 
 
 def open_folder(parts: Parts, folder: Path) -> RunRecorder:
@@ -382,6 +383,7 @@ def load_questions(parts: Parts, source: str, *, max_rows: int | None) -> tuple[
         raise DataError(f"{source}: holds no questions.")
     for problem in problems:
         _check_tools(f"question {problem.id}", problem.tools, parts.tools)
+        _check_images(f"question {problem.id}", problem.messages, parts.preprocessor)
         parts.reward_for(problem)
     return problems
 
@@ -398,6 +400,7 @@ def load_demonstrations(parts: Parts, source: str, *, max_rows: int | None) -> t
         raise DataError(f"{source}: holds no conversations.")
     for conversation in conversations:
         _check_tools(f"conversation {conversation.id}", conversation.tools, parts.tools)
+        _check_images(f"conversation {conversation.id}", conversation.messages, parts.preprocessor)
     return conversations
 
 
@@ -417,3 +420,11 @@ def _check_tools(owner: str, names: Iterable[str] | None, tools: Mapping[str, To
             f"{owner}: asks for the tool {unknown[0]!r}, but data.tools offers {', '.join(tools) or 'none'}. "
             "Add it there or take it out of the row."
         )
+
+
+def _check_images(owner: str, messages: Sequence[Message], preprocessor: ImagePreprocessor) -> None:
+    for image in (image for message in messages for image in message.images):
+        try:
+            preprocessor.grid_thw(image)
+        except DataError as error:
+            raise DataError(f"{owner}: {error}") from error

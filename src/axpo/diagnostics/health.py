@@ -136,7 +136,7 @@ def _check_tool_failures(steps: History) -> Alarm | None:
         level="error",
         text=f"{failures / calls:.0%} of the last {calls} tool calls failed, most of them: {worst.rpartition('/')[2]}.",
         advice="Read a few failing calls in the rollouts file. Malformed calls: the demonstrations do not match the "
-        "template. Bad arguments: the tool's schema is unclear. Tool faults: our machinery, see the log.",
+        "template. Bad arguments: the tool's schema is unclear.",
     )
 
 
@@ -149,8 +149,8 @@ def _check_dropped(steps: History) -> Alarm | None:
         "rollouts_dropped",
         level="warning",
         text=f"{dropped} rollouts of this step were dropped for faults of ours.",
-        advice="They cost no reward but shrink their groups. Look for the fault in the log; raise "
-        "`rollout.tool_timeout_s` or `rollout.max_fault_retries` when it is a slow tool.",
+        advice="They cost no reward but shrink their groups. Each fault is a warning on standard error; raise "
+        "`rollout.time_limit_s` when the engine did not answer in time, else `rollout.max_fault_retries`.",
     )
 
 

@@ -66,7 +66,8 @@ def tool_metrics(rollouts: Sequence[Rollout]) -> Metrics:
         "tools/failure_rate": _mean(result.failure is not None for result in results),
         "tools/seconds": _mean(result.wall_time_s for result in results),
     }
-    metrics |= {f"tools/failures/{kind}": failures[kind] for kind in FailureKind}
+    # A fault of ours ends the rollout: it is no result of a call, `rollout/dropped` counts it.
+    metrics |= {f"tools/failures/{kind}": failures[kind] for kind in FailureKind if kind.is_model_fault}
     for name in sorted({_known_name(result) for result in results} - {None}, key=str):
         of_tool = [result for result in results if _known_name(result) == name]
         metrics[f"tools/{name}/calls"] = len(of_tool)

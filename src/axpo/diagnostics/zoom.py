@@ -41,6 +41,8 @@ def parse_box(value: Any) -> Box | None:
 def zoom_box(call: ToolCall) -> tuple[Box, int] | None:
     """The box a call asked for and the index of its picture; None for other tools and for unusable arguments."""
     box, index = parse_box(call.arguments.get("bbox_2d")), call.arguments.get("img_idx", 0)
+    if isinstance(index, float) and index.is_integer():  # the tool takes 1.0 for 1
+        index = int(index)
     if call.name != ZOOM_TOOL or box is None or not isinstance(index, int) or isinstance(index, bool):
         return None
     return box, index

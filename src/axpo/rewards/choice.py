@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 
-from axpo.rewards.answers import extract_answer
+from axpo.rewards.answers import extract_answer, gold_answers
 from axpo.rewards.text import normalize_text
 from axpo.types import Problem
 
@@ -25,11 +25,11 @@ _FURTHER_OPTION = re.compile(
 
 
 def choice_reward(final_text: str, problem: Problem) -> float:
-    """1.0 when the extracted answer names the gold option, by letter or by its text in `metadata["choices"]`."""
+    """1.0 when the extracted answer names an accepted option, by letter or by its text in `metadata["choices"]`."""
     choices = tuple(str(choice) for choice in problem.metadata.get("choices", ()))
     answer, _ = extract_answer(final_text)
-    gold = read_letter(problem.answer, choices)
-    return float(answer is not None and gold is not None and read_letter(answer, choices) == gold)
+    letter = None if answer is None else read_letter(answer, choices)
+    return float(letter is not None and any(read_letter(gold, choices) == letter for gold in gold_answers(problem)))
 
 
 def read_letter(answer: str, choices: Sequence[str] = ()) -> str | None:

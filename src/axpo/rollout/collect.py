@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from axpo.types import ContinuationGroup, Problem, ResamplePlan, Rollout, Rollou
 
 OnRollout = Callable[[Rollout], None]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledGroups:
@@ -22,7 +25,7 @@ class SampledGroups:
 
     groups: tuple[RolloutGroup, ...]
     num_dropped: int
-    """Rollouts lost to faults of ours, retries included."""
+    """Rollouts lost to faults of ours at every try."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,7 @@ async def sample_groups(
     async def sibling(problem: Problem, index: int) -> Rollout | None:
         rollout_id = f"{tag}/{problem.id}/{index}"
         return await _retry(
+            rollout_id,
             lambda attempt: run_rollout(
                 problem, setup=setup, rollout_id=rollout_id, seed=derive_seed(seed, rollout_id, attempt)
             ),
@@ -121,6 +125,7 @@ async def _sample_continuations(
     async def continuation(prefix: ThinkingPrefix, index: int) -> Rollout | None:
         rollout_id = f"{prefix.source.id}+{index}"
         return await _retry(
+            rollout_id,
             lambda attempt: run_rollout(
                 problems[prefix.source.problem_id],
                 setup=setup,
@@ -143,17 +148,20 @@ async def _sample_continuations(
 
 
 async def _retry(
+    rollout_id: str,
     attempt_rollout: Callable[[int], Awaitable[Rollout]],
     max_retries: int,
     faults: list[RolloutFault],
     on_rollout: OnRollout | None,
 ) -> Rollout | None:
-    """The rollout, or None when every attempt ended in a fault of ours."""
+    """The rollout, or None when every attempt ended in a fault of ours. Each fault is logged."""
     for attempt in range(max_retries + 1):
         try:
             rollout = await attempt_rollout(attempt)
         except RolloutFault as fault:
             faults.append(fault)
+            outcome = "tried again" if attempt < max_retries else "dropped"
+            _log.warning("rollout %s: try %d of %d: %s; %s", rollout_id, attempt + 1, max_retries + 1, fault, outcome)
         else:
             if on_rollout is not None:
                 on_rollout(rollout)

@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
-from axpo.errors import EngineFault, RolloutFault, ToolError, ToolFault
+from axpo.errors import DataError, EngineFault, RolloutFault, ToolError, ToolFault
 from axpo.protocols import (
     ImageStore,
     InferenceEngine,
@@ -26,6 +27,7 @@ from axpo.rollout.seeding import derive_seed
 from axpo.threads import run_in_daemon_thread
 from axpo.types import (
     Completion,
+    Content,
     FailureKind,
     GenerationRequest,
     ImageRef,
@@ -200,7 +202,10 @@ class _Dialogue:
     def add_results(self, results: Sequence[ToolResult], renderer: Renderer, *, max_response_tokens: int) -> bool:
         """Append the tool turn as ids; False, and no ids, when it does not fit."""
         self.tool_results.extend(results)
-        rendered = renderer.render_tool_results(results)
+        try:
+            rendered = renderer.render_tool_results(results)
+        except DataError as error:
+            raise ToolFault(f"a tool's result cannot be shown to the model: {error}") from error
         num_tokens = len(rendered.token_ids)
         if self.num_response_tokens + num_tokens >= max_response_tokens:
             return False
@@ -266,23 +271,32 @@ async def _run_call(
     if call.name not in tools:
         message = f"There is no tool named {call.name!r}. Tools: {', '.join(tools) or 'none'}."
         return _failed(call, FailureKind.UNKNOWN_TOOL, message, started_s)
+    deadline = asyncio.timeout(setup.limits.tool_timeout_s)
     try:
-        async with asyncio.timeout(setup.limits.tool_timeout_s):
+        async with deadline:
             content = await tools[call.name].run(call, context)
-    except TimeoutError:
-        message = f"{call.name} did not finish within {setup.limits.tool_timeout_s:g} s."
-        return _failed(call, FailureKind.TIMEOUT, message, started_s)
+        result = ToolResult(call=call, content=_checked_content(content), wall_time_s=time.monotonic() - started_s)
     except ToolError as error:
-        kind = FailureKind(error.kind)
+        kind = FailureKind(error.kind) if error.kind in set(FailureKind) else FailureKind.TOOL_FAULT
         if not kind.is_model_fault:
             raise ToolFault(f"tool {call.name}: {error}") from error
         return _failed(call, kind, str(error), started_s)
     except RolloutFault:
         raise
     except Exception as error:
+        if deadline.expired():  # a TimeoutError of the tool's own, a lost connection say, is not the model's doing
+            message = f"{call.name} did not finish within {setup.limits.tool_timeout_s:g} s."
+            return _failed(call, FailureKind.TIMEOUT, message, started_s)
         raise ToolFault(f"tool {call.name} raised {type(error).__name__}: {error}") from error
-    context.images.extend(block.image for block in content if block.image is not None)
-    return ToolResult(call=call, content=content, wall_time_s=time.monotonic() - started_s)
+    context.images.extend(_images(result))
+    return result
+
+
+def _checked_content(content: Any) -> tuple[Content, ...]:
+    blocks = cast("tuple[Any, ...]", content) if isinstance(content, tuple) else ()
+    if not blocks or not all(isinstance(block, Content) for block in blocks):
+        raise TypeError(f"expected a tuple of at least one axpo.types.Content from a tool, got {content!r:.80}")
+    return blocks
 
 
 def _failed(call: ToolCall, kind: FailureKind, message: str, started_s: float) -> ToolResult:

@@ -30,7 +30,7 @@ class RunConfig(_Table):
     """[run] where and how it runs."""
 
     output_dir: Path = Path("runs/run")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     num_threads: int = Field(default=0, ge=0)

@@ -1,4 +1,4 @@
-"""New weights into the engine, and the proof that it samples from them."""
+"""New weights into the engine, and a check that it samples from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class WeightSync:
     """Hands over weights and compares both sides on one short, fixed prompt.
 
     Both sides score the same tokens: a difference means other weights, other positions, other images or another
-    temperature. `version` tells which update the engine must report.
+    temperature. `version` tells which update the engine must report. An engine that keeps old weights is found once the
+    updates it missed move the probe by more than `MAX_GAP`; at a small learning rate that takes several.
     """
 
     def __init__(
