@@ -182,7 +182,7 @@ def draw(seed: int) -> Drawn:
     buffer = io.BytesIO()
     draw_scene(scene).save(buffer, format="JPEG", quality=90)
     picture = Image.open(buffer).convert("RGB")
-    store = ContentImageStore(num_decoded=4)
+    store = ContentImageStore()
     ref = store.add_bytes(buffer.getvalue())
     view = np.asarray(picture.resize((VIEW_PX, VIEW_PX), Resampling.BICUBIC))
     cards = np.zeros((3, 4), dtype=np.float32)
@@ -408,7 +408,7 @@ def auxiliary_loss(
         corner = (xy * TOKEN_PX / VIEW_PX * 1000 - demo.BOX_SIDE / 2).div(10).round().long().clamp(0, 99)
         digits = heads.digits(at_card).float().view(n, c, 2, 2, 10)
         wanted = torch.stack([corner // 10, corner % 10], -1)
-        loss = loss + nn.functional.cross_entropy(digits.flatten(0, 3), wanted.flatten())
+        loss = loss + 2 * nn.functional.cross_entropy(digits.flatten(0, 3), wanted.flatten())
         seen["digits"] = (digits.argmax(-1) == wanted).float().mean().item()
     return loss, seen
 
@@ -636,7 +636,7 @@ def train(args: argparse.Namespace) -> None:
 
     def speak_step(progress: float) -> tuple[Tensor, dict[str, float]]:
         batch = make_batch(next(batches), device)
-        loss = speak(model, pool, batch, looking=0.3 * max(0.0, 1 - 1.3 * progress))
+        loss = speak(model, pool, batch, looking=max(0.0, 1 - 1.2 * progress))
         return loss, {"loss": loss.item()}
 
     def join_step(progress: float) -> tuple[Tensor, dict[str, float]]:
@@ -704,8 +704,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=4000)
-    parser.add_argument("--see-steps", type=int, default=2400)
-    parser.add_argument("--speak-steps", type=int, default=1200)
+    parser.add_argument("--see-steps", type=int, default=4400)
+    parser.add_argument("--speak-steps", type=int, default=1000)
     parser.add_argument("--join-steps", type=int, default=400)
     parser.add_argument("--views-per-step", type=int, default=8)
     parser.add_argument("--rows-per-step", type=int, default=32)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import os
+import threading
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,19 @@ class ContentImageStore:
 
     Bytes stay in memory until `persist` writes them to `folder`, once, as `<sha256>.<png|jpg|...>`, and reads them from
     there again: a long run makes more crops than memory holds, and its records can be read without its data set.
+    The pictures used last stay decoded, `max_decoded_px` pixels (of three bytes) in all.
     """
 
-    def __init__(self, folder: Path | None = None, *, num_decoded: int = 256) -> None:
+    def __init__(self, folder: Path | None = None, *, max_decoded_px: int = 2**28) -> None:
         self._folder = folder
         self._bytes: dict[str, bytes] = {}
         self._formats: dict[str, str] = {}
         self._paths: dict[str, Path] = {}
         """Of the pictures that were persisted."""
-        self._decode = functools.lru_cache(maxsize=num_decoded)(self._decode_bytes)
+        self._lock = threading.Lock()
+        self._decoded: OrderedDict[str, Image] = OrderedDict()
+        self._num_decoded_px = 0
+        self._max_decoded_px = max_decoded_px
 
     def add_bytes(self, data: bytes, *, origin: str = "image") -> ImageRef:
         """Store an encoded picture. Raises `DataError` naming `origin` when it cannot be a picture."""
@@ -64,7 +69,19 @@ class ContentImageStore:
 
     def load(self, ref: ImageRef) -> Image:
         """The decoded RGB picture. Treat it as read-only: it is shared."""
-        return self._decode(ref.sha256)
+        with self._lock:
+            if ref.sha256 in self._decoded:
+                self._decoded.move_to_end(ref.sha256)
+                return self._decoded[ref.sha256]
+        image = self._decode_bytes(ref.sha256)
+        with self._lock:
+            if ref.sha256 not in self._decoded:
+                self._decoded[ref.sha256] = image
+                self._num_decoded_px += image.width * image.height
+            while self._num_decoded_px > self._max_decoded_px and len(self._decoded) > 1:
+                _, oldest = self._decoded.popitem(last=False)
+                self._num_decoded_px -= oldest.width * oldest.height
+        return image
 
     def encoded(self, ref: ImageRef) -> tuple[bytes, str]:
         """The stored bytes and their file suffix (`png`, `jpg`, ...)."""

@@ -6,7 +6,7 @@ Each seam ships with a public fake: `axpo.engines.scripted.ScriptedEngine`, `axp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -184,15 +184,4 @@ class Renderer(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ids, special tokens shown."""
-        ...
-
-
-# -- tracking ---------------------------------------------------------------------------------------------------------
-
-
-class Tracker(Protocol):
-    """Receives the metrics of a step."""
-
-    def log(self, metrics: Mapping[str, float | int | None], step: int) -> None:
-        """Take the metrics of step `step`."""
         ...

@@ -228,3 +228,10 @@ def test_the_installed_command_prints_its_version_and_a_diagnosis(capsys: pytest
 def test_options_are_for_commands_that_read_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "run", "--train.steps", "3"]) == 2
     assert capsys.readouterr().err == "error: axpo report: takes no --train.steps\n"
+
+
+def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with axpo.cli.build.hold_folder(tmp_path / "run"):
+        assert main(["train", "config.toml", *words_of(run__output_dir=tmp_path / "run")]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "run").rglob("*")} == {"run.lock"}

@@ -126,6 +126,16 @@ def test_a_malformed_or_truncated_call_is_a_candidate_while_a_token_is_left_to_r
     assert [p.source.id for p in thinking_prefixes(group)] == ["out of time", "cut off"]
 
 
+def test_a_call_beyond_the_turn_limit_is_no_candidate_an_earlier_one_is():
+    # two calls written, one run: the second was one more than the limit allows
+    limited = replace(TWO_CALLS, stop_reason=StopReason.TURN_LIMIT)
+    calls = [s.stop for s in limited.segments if s.kind is SegmentKind.TOOL_OPEN]
+    assert [p.num_tokens for p in thinking_prefixes(group_of(limited))] == [calls[0]]
+    unrun = [PROMPT, THINKING, TOOL_OPEN, (SegmentKind.TOOL_CALL, (0.5,)), TOOL_CLOSE]
+    no_turns = build_rollout("no turns", layout=unrun, stop_reason=StopReason.TURN_LIMIT)
+    assert thinking_prefixes(group_of(no_turns)) == ()
+
+
 def test_a_rollout_that_inherits_a_prefix_is_never_a_source():
     [prefix] = thinking_prefixes(build_group("q0", tool=[0.0]))
     [continuation] = build_continuations(prefix, [0.0]).rollouts

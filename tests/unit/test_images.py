@@ -31,7 +31,7 @@ def test_equal_bytes_are_one_picture_on_disk_too(tmp_path: Path) -> None:
 
 
 def test_a_persisted_picture_leaves_memory_and_is_read_from_its_file(tmp_path: Path) -> None:
-    store = ContentImageStore(tmp_path / "images", num_decoded=1)
+    store = ContentImageStore(tmp_path / "images", max_decoded_px=1)
     assert not (tmp_path / "images").exists(), "nothing is written before there is something to write"
     pictures = [Image.effect_noise((64, 64), 50 + i).convert("RGB") for i in range(3)]
     refs = [store.add_image(picture) for picture in pictures]
@@ -70,3 +70,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(DataError, match="limit"):
         ContentImageStore().add_bytes(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
+
+
+def test_decoded_pictures_are_bounded_by_pixels_the_last_used_stay() -> None:
+    store = ContentImageStore(max_decoded_px=250)
+    first, second, third = (store.add_image(Image.new("RGB", (10, 10), (shade, 0, 0))) for shade in (1, 2, 3))
+    kept, other = store.load(first), store.load(second)
+    assert store.load(first) is kept
+    store.load(third)  # 300 pixels: the one used longest ago goes
+    assert store.load(first) is kept
+    assert store.load(second) is not other

@@ -468,6 +468,27 @@ def test_one_slow_tool_holds_nobody_up(world: World) -> None:
     assert by_time[-2] < by_time[-1] - 0.5
 
 
+def test_waiting_for_others_costs_no_time_of_ones_own(world: World) -> None:
+    class Narrow:
+        """Serves two at once, 50 ms each."""
+
+        policy_version = 0
+
+        def __init__(self, inner: ScriptedEngine) -> None:
+            self.inner, self.gate = inner, asyncio.Semaphore(2)
+
+        async def generate(self, request: GenerationRequest) -> Any:
+            async with self.gate:
+                await asyncio.sleep(0.05)
+                return await self.inner.generate(request)
+
+    setup = world.setup(Narrow(world.engine(CALL, ANSWER)), time_limit_s=0.5)
+    setup = dataclasses.replace(setup, max_running=2, max_fault_retries=0)
+    sampled = asyncio.run(sample_groups([world.problem()], setup=setup, group_size=24, seed=0, tag="t"))
+    assert sampled.num_dropped == 0
+    assert {rollout.stop_reason for rollout in sampled.groups[0].rollouts} == {StopReason.ANSWERED}
+
+
 def test_tool_spec_of_a_problem_limits_the_tools(world: World) -> None:
     setup = world.setup(world.engine(CALL, ANSWER), EchoTool(), EchoTool(name="other"))
     problem = dataclasses.replace(world.problem(), tools=("other",))

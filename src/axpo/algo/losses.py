@@ -165,7 +165,7 @@ def row_weights(
     group_sizes_B: Sequence[int] | Tensor,
     *,
     aggregation: Aggregation,
-    num_questions: int,
+    num_questions: float,
 ) -> Tensor:
     """How much one learning token of each row counts, over all rows of a mini-batch.
 
@@ -183,7 +183,8 @@ def row_weights(
         roles: [B]
         group_sizes_B: [B] siblings behind each row's baseline; read for ordinary rollouts by `equation5`.
         aggregation: See above.
-        num_questions: Questions (or demonstrations) in the mini-batch; read by `equation5`.
+        num_questions: Questions (or demonstrations) in the mini-batch, a fraction where one is split; read by
+            `equation5`.
 
     Returns:
         [B] float64.
@@ -201,8 +202,8 @@ def row_weights(
     siblings_B = torch.as_tensor(group_sizes_B, dtype=torch.float64, device=lengths_B.device)
     if not len(lengths_B) == len(siblings_B) == len(roles):
         raise UserError(f"row_weights: got {len(lengths_B)} lengths, {len(roles)} roles, {len(siblings_B)} group sizes")
-    if bool((lengths_B < 0).any()) or bool((siblings_B < 1).any()) or num_questions < 1:
-        raise UserError("row_weights: lengths must be >= 0, group sizes and num_questions >= 1")
+    if bool((lengths_B < 0).any()) or bool((siblings_B < 1).any()) or num_questions <= 0:
+        raise UserError("row_weights: lengths must be >= 0, group sizes >= 1 and num_questions > 0")
     learns_B = lengths_B > 0
     if aggregation == "token_mean":
         shares_B = torch.ones_like(lengths_B) * lengths_B.sum()

@@ -86,8 +86,8 @@ def thinking_prefixes(
     """The prefixes of a triggered group that can be resampled, least confident first; of any other group none.
 
     The candidates of arXiv:2605.28774. Every tool-using sibling is a candidate, malformed and cut-off calls
-    included, with two exceptions: a rollout that itself inherits a prefix, and one whose token limit fell exactly on
-    the opening tag, because no token is left to resample.
+    included, with two exceptions: a rollout that itself inherits a prefix, and one that has nothing left to resample
+    with: its token limit fell exactly on the opening tag, or its call was one more than the turn limit allows.
 
     Args:
         group: The siblings of one question.
@@ -120,13 +120,18 @@ def thinking_prefixes(
         for rollout in group.tool_using
         if rollout.prefix is None
     ]
-    resumable = [prefix for prefix in prefixes if not _is_full(prefix)]
+    resumable = filter(_is_resumable, prefixes)
     return tuple(sorted(resumable, key=lambda prefix: (prefix.confidence, prefix.source.id)))
 
 
-def _is_full(prefix: ThinkingPrefix) -> bool:
+def _is_resumable(prefix: ThinkingPrefix) -> bool:
+    """False when a continuation would meet the source's limit at once: no token, or no tool turn, is left for it."""
     source = prefix.source
-    return source.stop_reason is StopReason.TOKEN_LIMIT and prefix.num_tokens == len(source.token_ids)
+    if source.stop_reason is StopReason.TOKEN_LIMIT:
+        return prefix.num_tokens < len(source.token_ids)
+    if source.stop_reason is StopReason.TURN_LIMIT:
+        return any(s.kind is SegmentKind.TOOL_RESULT and s.start >= prefix.num_tokens for s in source.segments)
+    return True
 
 
 def _tool_calls(rollout: Rollout) -> list[list[Segment]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -63,6 +64,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
         else:
             source = build_demonstrations(parts)
         optimizer = build_optimizer(policy, config)
+        stack.enter_context(hold_folder(folder))
         last = recover_checkpoint(folder / "checkpoints") if resume else None
         state = restore_checkpoint(last, policy=policy, optimizer=optimizer) if last is not None else TrainerState()
         recorder = open_folder(parts, folder)
@@ -153,8 +155,22 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
 
 
 def _has_files(folder: Path) -> bool:
-    # a start that was killed before anything was complete leaves no more than a partial file
-    return any(path.is_file() and path.suffix != ".partial" for path in folder.rglob("*"))
+    # a start that was killed before anything was complete leaves no more than these
+    return any(path.is_file() and path.suffix not in (".partial", ".lock") for path in folder.rglob("*"))
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Generator[None]:
+    """Keep other processes from writing this run; a kill lets go. Raises `ConfigError` when one writes already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"run.output_dir: another process is writing {folder}. Wait for it to end, or choose another folder."
+            ) from error
+        yield
 
 
 def open_folder(parts: Parts, folder: Path) -> RunRecorder:
@@ -296,6 +312,7 @@ def build_evaluation(
         limits=_limits(config, config.eval),
         sampling=SamplingParams(temperature=config.eval.temperature, top_p=config.eval.top_p, top_k=config.eval.top_k),
         max_fault_retries=config.rollout.max_fault_retries,
+        max_running=config.rollout.max_batch_size,
     )
 
     def evaluate_step(step: int) -> tuple[Metrics, Lines]:
@@ -343,6 +360,7 @@ def build_rollout_setup(parts: Parts, engine: InferenceEngine) -> RolloutSetup:
         limits=_limits(parts.config, rollout),
         sampling=SamplingParams(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k),
         max_fault_retries=rollout.max_fault_retries,
+        max_running=rollout.max_batch_size,
     )
 
 
@@ -363,7 +381,7 @@ def _prepare_torch(config: Config) -> None:
         torch.set_num_threads(config.run.num_threads)
     random.seed(config.run.seed)
     torch.manual_seed(config.run.seed)
-    # On a GPU it would refuse kernels that have no deterministic form; on a CPU it costs nothing.
+    # On a GPU it would refuse kernels that have no deterministic form; on a CPU it costs little.
     torch.use_deterministic_algorithms(config.run.device == "cpu" or not torch.cuda.is_available())
 
 

@@ -9,7 +9,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-REQUIRED = ("torch", "transformers", "numpy", "pillow", "pydantic", "safetensors", "math-verify", "pyarrow")
+REQUIRED = (
+    "torch",
+    "transformers",
+    "numpy",
+    "pillow",
+    "pydantic",
+    "rich",
+    "jinja2",
+    "safetensors",
+    "math-verify",
+    "matplotlib",
+    "pyarrow",
+)
 EXTRAS = {"lora": ("peft",)}
 """Extra -> the packages it brings."""
 

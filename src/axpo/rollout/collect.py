@@ -36,8 +36,8 @@ class StepRollouts:
     plan: ResamplePlan
     continuations: tuple[ContinuationGroup, ...]
     num_dropped: int
-    rollout_seconds: float
-    resample_seconds: float
+    rollout_s: float
+    resample_s: float
 
 
 async def collect_step(
@@ -66,8 +66,8 @@ async def collect_step(
         plan=resample_plan,
         continuations=continuations,
         num_dropped=sampled.num_dropped + num_dropped,
-        rollout_seconds=planned_s - started_s,
-        resample_seconds=time.monotonic() - planned_s,
+        rollout_s=planned_s - started_s,
+        resample_s=time.monotonic() - planned_s,
     )
 
 
@@ -96,8 +96,10 @@ async def sample_groups(
             setup.max_fault_retries,
             faults,
             on_rollout,
+            gate,
         )
 
+    gate = asyncio.Semaphore(setup.max_running)
     faults: list[RolloutFault] = []
     outcomes = await _gather([sibling(problem, index) for problem in problems for index in range(group_size)])
     if outcomes and all(outcome is None for outcome in outcomes):
@@ -136,8 +138,10 @@ async def _sample_continuations(
             setup.max_fault_retries,
             [],
             on_rollout,
+            gate,
         )
 
+    gate = asyncio.Semaphore(setup.max_running)
     num = plan.num_continuations
     outcomes = await _gather([continuation(prefix, index) for prefix in plan.prefixes for index in range(num)])
     groups = tuple(
@@ -153,11 +157,16 @@ async def _retry(
     max_retries: int,
     faults: list[RolloutFault],
     on_rollout: OnRollout | None,
+    gate: asyncio.Semaphore,
 ) -> Rollout | None:
-    """The rollout, or None when every attempt ended in a fault of ours. Each fault is logged."""
+    """The rollout, or None when every attempt ended in a fault of ours. Each fault is logged.
+
+    An attempt starts, and its clock with it, when `gate` lets it in: time spent waiting for others costs it nothing.
+    """
     for attempt in range(max_retries + 1):
         try:
-            rollout = await attempt_rollout(attempt)
+            async with gate:
+                rollout = await attempt_rollout(attempt)
         except RolloutFault as fault:
             faults.append(fault)
             outcome = "tried again" if attempt < max_retries else "dropped"

@@ -69,6 +69,8 @@ class RolloutSetup:
     limits: RolloutLimits
     sampling: SamplingParams
     max_fault_retries: int = 2
+    max_running: int = 256
+    """Dialogues under way at once; the clock of the others has not started."""
 
     def tools_for(self, problem: Problem) -> Mapping[str, Tool]:
         """The tools offered on this problem."""

@@ -151,7 +151,7 @@ def _read_answer_kind(fields: Row, place: Place) -> str:
         raise place.at("answer_kind").error(
             "unknown kind",
             got=value,
-            fix=f"Known are {', '.join(ANSWER_KINDS)}; for another, name your own data.reward.",
+            fix=f"Known are {', '.join(ANSWER_KINDS)}; for a rule of your own, leave it out and set data.reward.",
         )
     return value
 

@@ -17,6 +17,7 @@ from axpo.diagnostics.recorder import rollout_lines
 from axpo.protocols import Renderer
 from axpo.rollout.collect import StepRollouts, collect_step
 from axpo.rollout.loop import RolloutSetup
+from axpo.rollout.seeding import derive_seed
 from axpo.trainer.config import Config
 from axpo.types import (
     Conversation,
@@ -114,7 +115,7 @@ class RolloutSource:
                 group_size=self._rollout.group_size,
                 seed=self._seed,
                 step=step,
-                plan=partial(self._plan, seed=self._seed + step),
+                plan=partial(self._plan, seed=derive_seed(self._seed, "plan", step)),
                 on_rollout=self._on_rollout,
             )
         )
@@ -138,8 +139,8 @@ class RolloutSource:
             **rollout_metrics(
                 rollouts.groups, rollouts.continuations, rollouts.plan, rollouts.num_dropped, problems=data.problems
             ),
-            "seconds/rollout": rollouts.rollout_seconds,
-            "seconds/resample": rollouts.resample_seconds,
+            "seconds/rollout": rollouts.rollout_s,
+            "seconds/resample": rollouts.resample_s,
         }
         lines = rollout_lines(
             step=data.step,

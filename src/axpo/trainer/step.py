@@ -101,8 +101,10 @@ def train_step(
     totals = _Totals()
     for epoch in range(config.train.epochs):
         seed = f"{config.run.seed}/{step}/{epoch}"
-        for mini_batch in split_mini_batches(rows, num_mini_batches=config.train.mini_batches, seed=seed):
-            _update(policy, optimizer, mini_batch, config=config, step=step, num_questions=num_questions, totals=totals)
+        mini_batches = split_mini_batches(rows, num_mini_batches=config.train.mini_batches, seed=seed)
+        share = num_questions / max(1, len(mini_batches))
+        for mini_batch in mini_batches:
+            _update(policy, optimizer, mini_batch, config=config, step=step, num_questions=share, totals=totals)
     return {**totals.metrics(), "train/learning_rate": rate, "train/rows": len(rows)}
 
 
@@ -139,7 +141,7 @@ def _update(
     *,
     config: Config,
     step: int,
-    num_questions: int,
+    num_questions: float,
     totals: _Totals,
 ) -> None:
     weights_B = row_weights(
@@ -147,7 +149,7 @@ def _update(
         [row.role for row in rows],
         [row.group_size for row in rows],
         aggregation=config.algorithm.aggregation,
-        num_questions=max(1, round(num_questions / config.train.mini_batches)),
+        num_questions=num_questions,
     )
     micro_batches = split_micro_batches(
         rows, weights_B.tolist(), max_tokens=config.train.tokens_per_micro_batch, device=policy.device
