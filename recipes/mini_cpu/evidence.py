@@ -20,6 +20,8 @@ from axpo.reports.results import write_results
 from axpo.reports.runs import keep_records
 
 HERE = Path(__file__).parent
+README = HERE.parents[1] / "README.md"
+START, END = "<!-- results:start -->", "<!-- results:end -->"
 METHODS = {
     "grpo": ("grpo.toml", {}),
     "axpo": ("axpo.toml", {}),
@@ -48,6 +50,7 @@ def main() -> None:
         keep_records(args.out / name, args.records / name)
     notes = (HERE / "results_notes.md").read_text(encoding="utf-8")
     write_results([args.records / name for name, *_ in jobs], args.results, notes=notes)
+    copy_table(args.results, README)
 
 
 def run(out: Path, name: str, command: str, recipe: str, options: dict[str, object]) -> None:
@@ -64,6 +67,15 @@ def run(out: Path, name: str, command: str, recipe: str, options: dict[str, obje
         line = [sys.executable, "-m", "axpo.cli.main", command, str(HERE / recipe), *words]
         subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env=environment, check=True)
     print(f"done: {name}", flush=True)
+
+
+def copy_table(results: Path, readme: Path) -> None:
+    """Put the final table of the results page between the README's markers."""
+    section = results.read_text(encoding="utf-8").split("## Held-out questions after training\n", 1)[1]
+    table = section.split("\n## ", 1)[0].strip()
+    before, rest = readme.read_text(encoding="utf-8").split(START, 1)
+    after = rest.split(END, 1)[1]
+    readme.write_text(f"{before}{START}\n\n{table}\n\n{END}{after}", encoding="utf-8")
 
 
 def is_finished(folder: Path, command: str) -> bool:

@@ -21,7 +21,7 @@ from rich.table import Table
 from axpo.errors import AxpoError, ConfigError
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "mini_cpu"
-FULL_STEPS = 60
+FULL_STEPS = 40
 MIN_STEPS = 4
 EVAL_QUESTIONS = 256
 MIN_EVAL_QUESTIONS = 48

@@ -37,7 +37,7 @@ class Style:
 
     tool_frac: float = 0.28
     """Share of dialogues that zoom."""
-    jitter: float = 45.0
+    jitter: float = 15.0
     """Standard deviation of a box's centre per axis, in thousandths of the picture."""
     retry_frac: float = 0.3
     """Share of misses after which a second (third) box is tried."""
@@ -47,7 +47,7 @@ class Style:
 def conversations(
     *,
     store: ContentImageStore,
-    num_rows: int = 3072,
+    num_rows: int = 1536,
     seed: int = 0,
     style: Style | None = None,
     on_progress: Callable[[], None] | None = None,

@@ -102,9 +102,11 @@ def draw_scene(scene: Scene) -> Image:
 
     rng = random.Random(scene.crop_seed)
     photo = _photo(scene.photo)
-    left = rng.randint(0, photo.width - SCENE_PX)
-    top = rng.randint(0, photo.height - SCENE_PX)
-    picture = photo.crop((left, top, left + SCENE_PX, top + SCENE_PX))
+    side = rng.randint(SCENE_PX // 2, SCENE_PX)
+    left = rng.randint(0, photo.width - side)
+    top = rng.randint(0, photo.height - side)
+    box = (left, top, left + side, top + side)
+    picture = photo.resize((SCENE_PX, SCENE_PX), PilImage.Resampling.BILINEAR, box=box)
     if rng.random() < 0.5:
         picture = picture.transpose(PilImage.Transpose.FLIP_LEFT_RIGHT)
     for card in scene.cards:
