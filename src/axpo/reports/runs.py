@@ -137,12 +137,15 @@ def load_run(folder: Path) -> Run:
 def keep_records(run_dir: Path, folder: Path) -> None:
     """Copy what tables and curves need of a run: configuration, environment, metrics, the outcome of each question.
 
-    A hundredth of the run's size, without tokens, pictures and weights.
+    A hundredth of the run's size, without tokens, pictures and weights, and without the command lines, which name
+    folders of the machine.
     """
     run = load_run(run_dir)
     (folder / "outcomes").mkdir(parents=True, exist_ok=True)
-    for name in ("config.toml", "run.json", "metrics.jsonl"):
+    for name in ("config.toml", "metrics.jsonl"):
         (folder / name).write_bytes((run_dir / name).read_bytes())
+    info = {key: value for key, value in run.info.items() if key not in ("argv", "resumed")}
+    (folder / "run.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
     for record in run.eval_records:
         lines = [json.dumps(to_json(outcome)) + "\n" for outcome in run.outcomes(record["step"])]
         _outcomes_path(folder, record["step"]).write_text("".join(lines), encoding="utf-8")
