@@ -394,6 +394,25 @@ class ThinkingPrefix:
                 f"ThinkingPrefix of {self.source.id}: token {self.num_tokens} does not end an opening tag"
             )
 
+    @property
+    def tool_results(self) -> tuple[ToolResult, ...]:
+        """The source's results that lie in the prefix; none when it ends at the first call."""
+        return self.source.tool_results[: self._num_calls_answered(self.num_tokens)]
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """The source's images whose placeholders lie in the prefix."""
+        num_seen = self._num_calls_answered(len(self.source.token_ids))
+        later = self.source.tool_results[len(self.tool_results) : num_seen]
+        num_later = sum(block.image is not None for result in later for block in result.content)
+        return self.source.images[: len(self.source.images) - num_later]
+
+    def _num_calls_answered(self, stop: int) -> int:
+        """Calls whose results are among the first `stop` tokens: those of every turn that a result follows."""
+        segments = [segment for segment in self.source.segments if segment.stop <= stop]
+        last = max((s.start for s in segments if s.kind is SegmentKind.TOOL_RESULT), default=0)
+        return sum(segment.kind is SegmentKind.TOOL_OPEN and segment.start < last for segment in segments)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResamplePlan:

@@ -19,7 +19,7 @@ from records import PROMPT, build_continuations, build_group, build_rollout
 TOOL_ROW = "pppttobcxrrttaa"
 LEARNS = {
     "ordinary": "...tto" + "bcx" + ".." + "ttaa",
-    "prefix": "...tto" + "..." + ".." + "....",
+    "prefix": "...tto",
     "continuation": "......" + "bcx" + ".." + "ttaa",
     "no tool": "...ttaa",
 }
@@ -27,7 +27,7 @@ LEARNS = {
 
 def drawn(row):
     """The row's mask, learning tokens shown by their kind."""
-    letters = TOOL_ROW if len(row.token_ids) == len(TOOL_ROW) else "pppttaa"
+    letters = {len(layout): layout for layout in (TOOL_ROW, TOOL_ROW[:6], "pppttaa")}[len(row.token_ids)]
     return "".join(letter if learns else "." for letter, learns in zip(letters, row.loss_mask, strict=True))
 
 
@@ -75,7 +75,8 @@ def test_the_opening_tag_learns_from_the_prefix_not_from_the_continuations():
 
 def test_rows_carry_the_tokens_and_logprobs_of_their_rollout():
     for row, rollout in zip(assign_credit([GROUP], [RECOVERED]), (*GROUP.rollouts, *RECOVERED.rollouts), strict=True):
-        assert (row.token_ids, row.behavior_logprobs) == (rollout.token_ids, rollout.behavior_logprobs)
+        stop = RECOVERED.prefix.num_tokens if row.role is RowRole.PREFIX else len(rollout.token_ids)
+        assert (row.token_ids, row.behavior_logprobs) == (rollout.token_ids[:stop], rollout.behavior_logprobs[:stop])
 
 
 def test_without_continuations_it_is_grpo():
@@ -146,7 +147,7 @@ def test_a_branch_at_the_last_call_keeps_tool_results_masked():
     rows = assign_credit([group], [build_continuations(plan.prefixes[0], [0.0, 1.0])])
     # ppp tt o b c x rr tt o | b c x rr tt aa
     learning = ["".join("#" if learns else "." for learns in row.loss_mask) for row in (rows[0], rows[2])]
-    assert learning == ["...######..###" + ".........", ".............." + "###..####"]
+    assert learning == ["...######..###", ".............." + "###..####"]
 
 
 def test_rows_in_which_nothing_learns_are_left_out():

@@ -3,7 +3,7 @@
     row           tokens                                advantage                       learns
     ordinary      all sampled                           among the N siblings            yes
     prefix        sampled, up to the opening tag        Eq. 4                           yes
-    prefix        everything after the tag              -                               no
+    prefix        everything after the tag              -                               not in the row
     continuation  inherited prefix, tag included        -                               no
     continuation  sampled after the tag                 Eq. 2, among its K              yes
     any           prompt and tool results               -                               no
@@ -21,7 +21,7 @@ from axpo.algo.advantages import group_relative_advantages, prefix_advantage
 from axpo.algo.options import AdvantageStd
 from axpo.algo.resampling import check_unique_ids
 from axpo.errors import RecordError
-from axpo.types import ContinuationGroup, Rollout, RolloutGroup, RowRole, TrainingRow
+from axpo.types import ContinuationGroup, Rollout, RolloutGroup, RowRole, ThinkingPrefix, TrainingRow
 
 
 def assign_credit(
@@ -82,7 +82,7 @@ def assign_credit(
                 continue
             if prefix_credit:
                 advantage = prefix_advantage(rewards, source=index, is_recovered=branch.is_recovered, std=std, eps=eps)
-            rows.append(build_row(rollout, RowRole.PREFIX, advantage, stop=branch.prefix.num_tokens))
+            rows.append(build_row(rollout, RowRole.PREFIX, advantage, prefix=branch.prefix))
         baseline = [] if separate_groups else rewards
         for rollout in group.rollouts:
             if rollout.id in branches:
@@ -103,24 +103,26 @@ def _continuation_rows(
 
 
 def _build_row(
-    rollout: Rollout, role: RowRole, advantage: float, *, group_size: int, stop: int | None = None
+    rollout: Rollout, role: RowRole, advantage: float, *, group_size: int, prefix: ThinkingPrefix | None = None
 ) -> TrainingRow:
-    """The row in which the tokens that `rollout` sampled itself learn, those before `stop`."""
-    num_tokens = len(rollout.token_ids)
+    """The row in which the tokens that `rollout` sampled itself learn. With `prefix` it ends there: no later token can
+    matter to those that learn.
+    """
+    num_tokens = len(rollout.token_ids) if prefix is None else prefix.num_tokens
     inherited = rollout.prefix.num_tokens if rollout.prefix is not None else 0
     loss_mask = [False] * num_tokens
     for segment in rollout.segments:
         if segment.kind.is_sampled:
-            learning = range(max(segment.start, inherited), min(segment.stop, num_tokens if stop is None else stop))
+            learning = range(max(segment.start, inherited), min(segment.stop, num_tokens))
             loss_mask[learning.start : learning.stop] = [True] * len(learning)
     return TrainingRow(
         id=rollout.id,
         role=role,
-        token_ids=rollout.token_ids,
+        token_ids=rollout.token_ids[:num_tokens],
         loss_mask=tuple(loss_mask),
         advantages=tuple(advantage if learns else 0.0 for learns in loss_mask),
-        behavior_logprobs=rollout.behavior_logprobs,
-        images=rollout.images,
+        behavior_logprobs=rollout.behavior_logprobs[:num_tokens],
+        images=rollout.images if prefix is None else prefix.images,
         group_size=group_size,
         parent=rollout.prefix.source_id if rollout.prefix is not None else None,
     )

@@ -27,8 +27,8 @@ EVAL_QUESTIONS = 256
 MIN_EVAL_QUESTIONS = 48
 # How much longer than evaluating one question a step and everything else take; both shrink and grow with the machine,
 # so the time of the first evaluation tells how many steps fit.
-STEP_PER_QUESTION = 34.0
-FIXED_PER_QUESTION = 250.0
+STEP_PER_QUESTION = 125.0
+FIXED_PER_QUESTION = 1100.0
 POLL_S = 1.0
 
 

@@ -94,7 +94,7 @@ async def run_rollout(
             setup.renderer.render_prompt(problem.messages, [tool.spec for tool in tools.values()])
         )
     else:
-        dialogue = _Dialogue.from_prefix(prefix, num_prompt_images=len(problem.images))
+        dialogue = _Dialogue.from_prefix(prefix)
     context = ToolContext(rollout_id=rollout_id, images=list(dialogue.images), store=setup.store)
     while True:
         # (2) sample the turn, or the rest of the turn that the prefix left open
@@ -166,24 +166,20 @@ class _Dialogue:
         )
 
     @classmethod
-    def from_prefix(cls, prefix: ThinkingPrefix, *, num_prompt_images: int) -> _Dialogue:
+    def from_prefix(cls, prefix: ThinkingPrefix) -> _Dialogue:
         source, stop = prefix.source, prefix.num_tokens
         segments = [segment for segment in source.segments if segment.stop <= stop]
         given = [segment for segment in segments if not segment.kind.is_sampled]
         turn_start = given[-1].stop
-        # every call opened in an earlier turn has its result, and the results' images follow those of the prompt
-        num_results = sum(s.kind is SegmentKind.TOOL_OPEN and s.start < turn_start for s in segments)
-        results = list(source.tool_results[:num_results])
-        num_images = num_prompt_images + sum(len(_images(result)) for result in results)
         return cls(
             token_ids=list(source.token_ids[:stop]),
             logprobs=list(source.behavior_logprobs[:stop]),
             segments=[segment for segment in segments if segment.start < turn_start],
-            images=list(source.images[:num_images]),
+            images=list(prefix.images),
             num_prompt_tokens=given[0].stop,
             turn_start=turn_start,
             num_tool_turns=len(given) - 1,
-            tool_results=results,
+            tool_results=list(prefix.tool_results),
         )
 
     @property
