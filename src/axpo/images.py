@@ -32,7 +32,7 @@ class ContentImageStore:
     The pictures used last stay decoded, `max_decoded_px` pixels (of three bytes) in all.
     """
 
-    def __init__(self, folder: Path | None = None, *, max_decoded_px: int = 2**28) -> None:
+    def __init__(self, folder: Path | None = None, *, max_decoded_px: int = 2**26) -> None:
         self._folder = folder
         self._bytes: dict[str, bytes] = {}
         self._formats: dict[str, str] = {}
