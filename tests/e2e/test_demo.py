@@ -61,4 +61,4 @@ def test_a_run_that_fails_shows_its_log_and_leaves_no_process(
     broken = (small_recipes / "grpo.toml").read_text(encoding="utf-8").replace("kl_coef", "kl_cof")
     (small_recipes / "grpo.toml").write_text(broken, encoding="utf-8")
     assert main(["demo", "--minutes", "5", "--out", str(tmp_path / "demo")]) == 1
-    assert "did you mean kl_coef" in capsys.readouterr().err
+    assert "did you mean algorithm.kl_coef" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from axpo.codec import from_json, to_json
 from axpo.errors import DataError, RecordError
 from axpo.images import ContentImageStore
 from axpo.types import (
@@ -34,8 +35,6 @@ from axpo.types import (
     RolloutGroup,
     RowRole,
     TrainingRow,
-    from_json,
-    to_json,
 )
 
 Metrics = Mapping[str, float | int | None]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from axpo.codec import from_json, to_json
 from axpo.diagnostics.recorder import RolloutRecord, read_metrics, read_rollouts, read_run_info, rollout_files
 from axpo.errors import DataError
 from axpo.evaluation.outcomes import QuestionOutcome, question_outcome
-from axpo.types import from_json, to_json
 
 Method = Literal["SFT", "GRPO", "AXPO", "Evaluation"]
 
