@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from axpo.errors import AxpoError, ConfigError
+from axpo.evaluation.statistics import Interval
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "mini_cpu"
 FULL_STEPS = 40
@@ -186,10 +187,17 @@ def _show(console: Console, folders: Sequence[Path], report: Path) -> None:
         cells = (row.cells.get(name) for name in headings)
         table.add_row(
             row.label,
-            *(f"{percent(c.estimate)}\n[dim]{percent(c.low)} to {percent(c.high)}[/dim]" if c else "-" for c in cells),
+            *(f"{percent(c.estimate)}\n[dim]{_bounds(c)}[/dim]" if c else "-" for c in cells),
         )
     console.print(table)
     for sentence in write_verdict(arms, rows):
         console.print(sentence)
     write_report(folders, report)
     console.print(f"report: {report.resolve()}")
+
+
+def _bounds(interval: Interval) -> str:
+    """Both ends in percent, short enough for a column."""
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
