@@ -48,6 +48,7 @@ def main() -> None:
         steps = [{name: measure_step(run, step) for name, run in runs.items()} for step in range(1, args.repeats + 2)]
         steps = steps[1:]  # the first one warms up
         loop = measure_loop(runs["axpo"], args.repeats)
+        # the benchmark looks inside: these parts are nobody's business otherwise
         setting = describe(runs["axpo"].sync._engine._model, namespace(args))  # type: ignore[union-attr]
     ratios = {
         key: round(statistics.median(step["axpo"][key] / step["grpo"][key] for step in steps), 3)
@@ -88,6 +89,7 @@ def measure_step(run: Run, step: int) -> dict[str, float]:
 
 def measure_loop(run: Run, repeats: int) -> dict[str, float]:
     """Dialogues against one long batch of `generate`, in turn."""
+    # inside again: what the source of rollouts was wired with
     setup = run.source._setup  # type: ignore[attr-defined]
     problems = run.source._problems[:16]  # type: ignore[attr-defined]
     engine: Any = setup.engine

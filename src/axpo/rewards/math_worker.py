@@ -71,6 +71,7 @@ def _parse(text: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
     # without the dollar signs "(0, 6)" is read as 6; without a timeout of None it needs SIGALRM for itself
+    # its annotation forgets None, which switches its own timer off: that one works in main threads only
     return parse(f"${text}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)  # type: ignore[arg-type]
 
 
