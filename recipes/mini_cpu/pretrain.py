@@ -42,7 +42,19 @@ from axpo.models.scratch import build_model, build_tokenizer, save_checkpoint, t
 from axpo.rollout.rendering import QwenRenderer
 from axpo.tasks.mini import demonstrations as demo
 from axpo.tasks.mini.questions import question_message, question_text
-from axpo.tasks.mini.scenes import COLORS, COUNTS, CROP_PX, SCENE_PX, VIEW_PX, Card, dots_px, draw_scene, sample_scene
+from axpo.tasks.mini.scenes import (
+    COLORS,
+    COUNTS,
+    CROP_PX,
+    SCENE_PX,
+    VIEW_PX,
+    Card,
+    Scene,
+    dots_px,
+    draw_backdrop,
+    paste_cards,
+    sample_scene,
+)
 from axpo.tools.image_zoom import ImageZoomTool
 from axpo.types import Message, SegmentKind
 
@@ -172,15 +184,17 @@ def _start_worker(folder: str) -> None:
     _worker["image_token_id"] = json.loads((Path(folder) / "config.json").read_text())["image_token_id"]
 
 
-def draw(seed: int) -> Drawn:
-    """One scene with a dialogue about each of its cards."""
+def draw(seed_and_split: tuple[int, bool]) -> Drawn:
+    """One scene with a dialogue about each of its cards; on held-out photographs nothing is altered."""
     from PIL import Image
     from PIL.Image import Resampling
 
+    seed, held_out = seed_and_split
     rng = random.Random(f"pretrain/{seed}")
-    scene = sample_scene(rng, held_out=False)
+    scene = sample_scene(rng, held_out=held_out)
+    backdrop = draw_backdrop(scene) if held_out else _strange_backdrop(scene, rng)
     buffer = io.BytesIO()
-    draw_scene(scene).save(buffer, format="JPEG", quality=90)
+    paste_cards(backdrop, scene.cards).save(buffer, format="JPEG", quality=90)
     picture = Image.open(buffer).convert("RGB")
     store = ContentImageStore()
     ref = store.add_bytes(buffer.getvalue())
@@ -220,6 +234,26 @@ def draw(seed: int) -> Drawn:
         target = int(y) * (VIEW_PX // TOKEN_PX) + int(x)
         drawn.rows.append(Row(token_ids, learns, looks, 0, crops, target, index, *_places(token_ids, len(crops))))
     return drawn
+
+
+def _strange_backdrop(scene: Scene, rng: random.Random) -> Any:
+    """The scene's photograph, turned, tinted or blended with another one: few photographs stand for many."""
+    from PIL import Image, ImageEnhance
+    from PIL.Image import Transpose
+
+    picture = draw_backdrop(scene)
+    if rng.random() < 0.4:
+        picture = Image.blend(picture, draw_backdrop(sample_scene(rng, held_out=False)), rng.uniform(0.25, 0.75))
+    if rng.random() < 0.6:
+        hue, *others = picture.convert("HSV").split()
+        shift = rng.randrange(256)
+        picture = Image.merge("HSV", (hue.point(lambda value: (value + shift) % 256), *others)).convert("RGB")
+    if rng.random() < 0.5:
+        picture = picture.transpose(rng.choice((Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)))
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        if rng.random() < 0.4:
+            picture = enhance(picture).enhance(rng.uniform(0.6, 1.5))
+    return picture
 
 
 def _count_dots(dots: np.ndarray, box: tuple[float, float, float, float], side: int) -> np.ndarray:
@@ -301,12 +335,13 @@ class Pool:
     crop_features: list[Tensor] | None = None
 
 
-def draw_pool(folder: Path, seeds: range, *, num_workers: int, device: torch.device) -> Pool:
-    """Draw scenes in parallel; bounded by nothing but `seeds`."""
+def draw_pool(folder: Path, seeds: range, *, num_held_out: int, num_workers: int, device: torch.device) -> Pool:
+    """Draw scenes in parallel, the first `num_held_out` of them on held-out photographs."""
+    tasks = [(seed, index < num_held_out) for index, seed in enumerate(seeds)]
     views, crops, cards, labels, rows, view_dots, crop_dots = [], [], [], [], [], [], []
     context = multiprocessing.get_context("spawn")
     with context.Pool(num_workers, initializer=_start_worker, initargs=(str(folder),)) as workers:
-        for scene, drawn in enumerate(workers.imap(draw, seeds, chunksize=16)):
+        for scene, drawn in enumerate(workers.imap(draw, tasks, chunksize=16)):
             for row in drawn.rows:
                 rows.append(replace(row, scene=scene, crops=[len(crops) + crop for crop in row.crops]))
             views.append(drawn.view)
@@ -504,19 +539,24 @@ def forward(model: Any, pool: Pool, batch: Batch, *, looking: bool) -> Any:
     )
 
 
+def _mirror(images: Tensor, cards: Tensor, dots: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images with the places of their cards ([n, c, 3+]: colour, x, y) and dots ([n, side * side]), or mirrored ones."""
+    cards, dots = cards.clone(), dots.view(-1, side, side)
+    for axis, coordinate in ((2, 1), (1, 2)):  # columns move x, rows move y
+        if random.random() < 0.5:
+            images, dots = images.flip(axis), dots.flip(axis)
+            cards[..., coordinate] = side - cards[..., coordinate]
+    return images, cards, dots.flatten(1)
+
+
 def see(model: Any, heads: Heads, pool: Pool, scenes: Tensor, crops: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Stage 1: auxiliary losses on views and crops, each turned and mirrored at random (dots do not mind)."""
-    cards = pool.cards[scenes]
-    view = encode(model, pool.views[scenes], VIEW_SIDE)[0]
-    loss, seen = auxiliary_loss(heads, view, cards, torch.ones_like(cards[..., 0]), pool.view_dots[scenes], VIEW_SIDE)
-    pixels, label = pool.crops[crops], pool.crop_labels[crops][:, None].clone()
-    dots = pool.crop_dots[crops].view(-1, CROP_SIDE, CROP_SIDE)
-    if random.random() < 0.5:
-        pixels, dots, label[..., 1] = pixels.flip(2), dots.flip(2), CROP_SIDE - label[..., 1]
-    if random.random() < 0.5:
-        pixels, dots, label[..., 2] = pixels.flip(1), dots.flip(1), CROP_SIDE - label[..., 2]
+    """Stage 1: auxiliary losses on views and crops."""
+    views, cards, view_dots = _mirror(pool.views[scenes], pool.cards[scenes], pool.view_dots[scenes], VIEW_SIDE)
+    view = encode(model, views, VIEW_SIDE)[0]
+    loss, seen = auxiliary_loss(heads, view, cards, torch.ones_like(cards[..., 0]), view_dots, VIEW_SIDE)
+    pixels, label, dots = _mirror(pool.crops[crops], pool.crop_labels[crops][:, None], pool.crop_dots[crops], CROP_SIDE)
     crop_loss, crop_seen = auxiliary_loss(
-        heads, encode(model, pixels, CROP_SIDE)[0], label[..., :4], label[..., 4], dots.flatten(1), CROP_SIDE
+        heads, encode(model, pixels, CROP_SIDE)[0], label[..., :4], label[..., 4], dots, CROP_SIDE
     )
     return loss + crop_loss, seen | {f"crop_{name}": value for name, value in crop_seen.items()}
 
@@ -606,7 +646,8 @@ def train(args: argparse.Namespace) -> None:
     started = time.monotonic()
     folder = build_base(args.out, args.seed)
     seeds = range(args.seed * 10**6, args.seed * 10**6 + args.scenes)
-    pool = draw_pool(folder, seeds, num_workers=args.workers, device=device)
+    num_held_out = args.eval_rows // 3
+    pool = draw_pool(folder, seeds, num_held_out=num_held_out, num_workers=args.workers, device=device)
     _start_worker(str(folder))
     torch.set_num_threads(args.threads)
 
@@ -623,6 +664,10 @@ def train(args: argparse.Namespace) -> None:
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model = model.to(device).train()
     heads = Heads(TEXT["hidden_size"]).to(device)
+    if args.tower is not None:
+        seeing = torch.load(args.tower, weights_only=True)
+        model.model.visual.load_state_dict(seeing["tower"])
+        heads.load_state_dict(seeing["heads"])
     language = [p for name, p in model.named_parameters() if ".visual." not in name]
 
     def some(num: int, first: int, last: int) -> Tensor:
@@ -671,11 +716,18 @@ def train(args: argparse.Namespace) -> None:
             optimizer.step()
             if (step + 1) % args.report_every == 0 or step + 1 == num_steps:
                 numbers = {key: round(value, 3) for key, value in seen.items()}
-                if name != "see":
-                    model.eval()
+                model.eval()
+                if name == "see":
+                    with torch.no_grad():
+                        scenes = torch.arange(num_held_out, device=device)
+                        _, unseen = see(model, heads, pool, scenes, torch.arange(first_crop, device=device))
+                    numbers |= {f"held_out_{key}": round(value, 3) for key, value in unseen.items()}
+                else:
                     numbers |= {key: round(value, 3) for key, value in evaluate(model, pool, held_out, device).items()}
-                    model.train()
+                model.train()
                 report(stage=name, step=step + 1, **numbers)
+                seeing = {"tower": model.model.visual.state_dict(), "heads": heads.state_dict()}
+                torch.save(seeing, args.out.with_suffix(".tower.pt"))
         save(args, model, numbers, device)
 
 
@@ -703,8 +755,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=4000)
-    parser.add_argument("--see-steps", type=int, default=4400)
+    parser.add_argument("--tower", type=Path, help="OUT.tower.pt of an earlier run: what stage 1 starts from")
+    parser.add_argument("--scenes", type=int, default=6000)
+    parser.add_argument("--see-steps", type=int, default=7000)
     parser.add_argument("--speak-steps", type=int, default=1000)
     parser.add_argument("--join-steps", type=int, default=400)
     parser.add_argument("--views-per-step", type=int, default=8)

@@ -10,6 +10,7 @@
     ├── RolloutFault            a fault of ours during a rollout: retried, else dropped and counted
     │   ├── EngineFault         the inference engine failed or did not answer in time
     │   └── ToolFault           the machinery around a tool failed (not the model's arguments)
+    ├── QuotaError              a paid or rationed service is used up; the run stops and can be resumed
     ├── ToolError               how a tool tells the rollout loop that the *model* made a mistake; it reads the message
     ├── NonFiniteError          a loss or a gradient of training is NaN or infinite
     └── WeightSyncError         the engine does not run the weights it was given
@@ -56,7 +57,22 @@ class EngineFault(RolloutFault):
 
 
 class ToolFault(RolloutFault):
-    """The machinery around a tool failed; the model is not to blame."""
+    """The machinery around a tool failed; the model is not to blame.
+
+    `can_retry`: calling the tool once more with the same arguments may help; False when something that belongs to the
+    rollout is lost, so that only a new rollout can help.
+    """
+
+    def __init__(self, message: str, *, can_retry: bool = True) -> None:
+        super().__init__(message)
+        self.can_retry = can_retry
+
+
+class QuotaError(AxpoError, RuntimeError):
+    """A paid or rationed service (requests of a search backend, say) is used up: trying again costs more or is in vain.
+
+    It ends the run with a clear message; `--resume` goes on once there is more.
+    """
 
 
 class ToolError(AxpoError):

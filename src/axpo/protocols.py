@@ -67,6 +67,10 @@ class ImageStore(Protocol):
         """The decoded RGB picture."""
         ...
 
+    def encoded(self, ref: ImageRef) -> tuple[bytes, str]:
+        """The stored bytes and their file suffix (`png`, `jpg`, ...)."""
+        ...
+
 
 @dataclass(slots=True, kw_only=True)
 class ToolContext:
@@ -79,6 +83,8 @@ class ToolContext:
     store: ImageStore
     state: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
     """Free for stateful tools."""
+    is_cached: bool = False
+    """A tool sets it when it answered the current call from a cache."""
 
 
 @runtime_checkable
@@ -91,12 +97,33 @@ class Tool(Protocol):
         ...
 
     async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
-        """Run a parsed call.
+        """Run a call whose arguments fit the schema.
 
-        Raises `axpo.tools.ToolError` for a mistake of the model (it gets to read the message); any other exception is
-        taken as raised by what the model asked for when the tool is a user's function, and as a fault of ours
-        otherwise; see `axpo.rollout.loop`.
+        Raises `axpo.errors.ToolError` for a mistake of the model (it gets to read the message) and
+        `axpo.errors.ToolFault` for a fault of ours; any other exception counts as a fault of ours. When it is
+        cancelled (the timeout passed), it must leave nothing running.
         """
+        ...
+
+
+@runtime_checkable
+class StatefulTool(Tool, Protocol):
+    """A tool that keeps something for each rollout between its calls.
+
+    A branch that resumes after calls of such a tool has them replayed first, see `axpo.rollout.executor`.
+    """
+
+    async def close_rollout(self, context: ToolContext) -> None:
+        """The rollout has ended, in whatever way: release what belongs to it. Never called twice for a context."""
+        ...
+
+
+@runtime_checkable
+class ClosableTool(Tool, Protocol):
+    """A tool that holds processes, connections or files for all rollouts."""
+
+    def close(self) -> None:
+        """The run has ended: release everything. Called outside the event loop; calling it again does nothing."""
         ...
 
 

@@ -151,6 +151,15 @@ class ToolResult:
     content: tuple[Content, ...] = ()
     failure: ToolFailure | None = None
     wall_time_s: float = 0.0
+    """From the call to its result, waiting included."""
+    queue_time_s: float = 0.0
+    """How long the call waited for other calls of the tool."""
+    num_tries: int = 1
+    """More than one after faults of ours."""
+    is_cached: bool = False
+    """The tool answered from its cache."""
+    is_cut: bool = False
+    """The result was too large and lost a part, which is marked."""
 
     def __post_init__(self) -> None:
         if bool(self.content) == (self.failure is not None):

@@ -98,6 +98,11 @@ def sample_scene(rng: random.Random, *, held_out: bool) -> Scene:
 
 def draw_scene(scene: Scene) -> Image:
     """The picture of a scene, 1024x1024 RGB."""
+    return paste_cards(draw_backdrop(scene), scene.cards)
+
+
+def draw_backdrop(scene: Scene) -> Image:
+    """A random part of the scene's photograph, 1024x1024 RGB."""
     from PIL import Image as PilImage
 
     rng = random.Random(scene.crop_seed)
@@ -109,7 +114,12 @@ def draw_scene(scene: Scene) -> Image:
     picture = photo.resize((SCENE_PX, SCENE_PX), PilImage.Resampling.BILINEAR, box=box)
     if rng.random() < 0.5:
         picture = picture.transpose(PilImage.Transpose.FLIP_LEFT_RIGHT)
-    for card in scene.cards:
+    return picture
+
+
+def paste_cards(picture: Image, cards: tuple[Card, ...]) -> Image:
+    """The cards on top of the picture, which is changed."""
+    for card in cards:
         tile = _draw_card(card)
         picture.paste(tile, (card.center_px[0] - tile.width // 2, card.center_px[1] - tile.height // 2), tile)
     return picture
