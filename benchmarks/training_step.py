@@ -94,7 +94,7 @@ def measure_loop(run: Run, repeats: int) -> dict[str, float]:
     problems = run.source._problems[:16]  # type: ignore[attr-defined]
     engine: Any = setup.engine
     model, preprocessor = engine._model, engine._preprocessor
-    specs = [tool.spec for tool in setup.tools.values()]
+    specs = [tool.spec for tool in setup.executor.tools.values()]
     rates: list[tuple[float, float]] = []
     encoded: list[float] = []
     for repeat in range(repeats + 1):

@@ -79,7 +79,7 @@ def test_loss_and_gradient_are_those_of_transformers(
     source = DemonstrationSource(
         conversations(parts.store, workshop),
         renderer=parts.renderer,
-        tools={name: tool.spec for name, tool in parts.tools.items()},
+        tools={name: tool.spec for name, tool in parts.executor.tools.items()},
         rows_per_step=2,
         seed=0,
     )

@@ -11,6 +11,7 @@ from axpo.errors import DataError, EngineFault
 from axpo.evaluation.run import evaluate
 from axpo.images import ContentImageStore
 from axpo.protocols import ParsedTurn, RenderedConversation, RenderedTokens
+from axpo.rollout.executor import ToolExecutor
 from axpo.rollout.loop import RolloutLimits, RolloutSetup
 from axpo.types import (
     Content,
@@ -70,7 +71,7 @@ def build_setup(script: dict[int, list[int | None]]) -> RolloutSetup:
     return RolloutSetup(
         engine=ScriptedEngine(reply),
         renderer=OneTokenRenderer(),
-        tools={},
+        executor=ToolExecutor(tools={}),
         reward_for=lambda problem: lambda final_text, problem: float(final_text == problem.answer),
         store=ContentImageStore(),
         limits=RolloutLimits(max_tool_turns=0, max_response_tokens=4),

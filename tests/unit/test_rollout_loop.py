@@ -17,6 +17,7 @@ from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.protocols import ToolContext
 from axpo.rollout.collect import collect_step, sample_groups
+from axpo.rollout.executor import ToolExecutor, ToolLimits
 from axpo.rollout.loop import RolloutLimits, RolloutSetup, run_rollout
 from axpo.rollout.rendering import QwenRenderer
 from axpo.rollout.seeding import derive_seed
@@ -72,10 +73,13 @@ class World:
 
     def setup(self, engine: Any, *tools: Any, **limits: Any) -> RolloutSetup:
         given = {"max_tool_turns": 3, "max_response_tokens": 2000} | limits
+        tool_limits = ToolLimits(timeout_s=given.pop("tool_timeout_s", 30.0), backoff_s=0.0)
         return RolloutSetup(
             engine=engine,
             renderer=self.renderer,
-            tools={tool.spec.name: tool for tool in tools or (EchoTool(),)},
+            executor=ToolExecutor(
+                tools={tool.spec.name: tool for tool in tools or (EchoTool(),)}, default_limits=tool_limits
+            ),
             reward_for=lambda problem: lambda text, _: float(f"<answer>{problem.answer}</answer>" in text),
             store=self.store,
             limits=RolloutLimits(**given),

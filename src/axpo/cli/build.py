@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from axpo.cli.console import RunConsole
-from axpo.cli.names import build_reward, build_tools
+from axpo.cli.names import build_reward
 from axpo.cli.overrides import load_config
+from axpo.cli.tools import build_executor
 from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
 from axpo.engines.hf import HfEngine
 from axpo.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from axpo.images import ContentImageStore
 from axpo.models.loading import load_model, resolve_device
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.protocols import InferenceEngine, RewardFn, Tool
+from axpo.rollout.executor import ToolExecutor
 from axpo.rollout.loop import RolloutLimits, RolloutSetup
 from axpo.rollout.rendering import QwenRenderer
 from axpo.tasks import mini
@@ -49,9 +51,10 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
     folder = config.run.output_dir
     check_folder(folder, config, resume=resume)
     parts = build_parts(config, folder=folder)
-    eval_problems = load_eval_problems(parts) if config.data.eval else ()
-    train_problems = () if is_demonstration else load_train_problems(parts)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(parts.executor))
+        eval_problems = load_eval_problems(parts) if config.data.eval else ()
+        train_problems = () if is_demonstration else load_train_problems(parts)
         sync = evaluation = engine = None
         policy = build_policy(parts, has_reference=not is_demonstration and config.algorithm.kl_coef > 0)
         if probed := train_problems or eval_problems:
@@ -94,8 +97,9 @@ def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, con
         model = config.model.model_copy(update={"path": str(find_model(checkpoint))})
         config = config.model_copy(update={"model": model})
     parts = build_parts(config, folder=folder)
-    problems = load_eval_problems(parts)
-    with contextlib.closing(build_engine(parts)) as engine:
+    with contextlib.closing(parts.executor), contextlib.ExitStack() as stack:
+        problems = load_eval_problems(parts)
+        engine = stack.enter_context(contextlib.closing(build_engine(parts)))
         recorder = open_folder(parts, folder)
         metrics: Metrics = {}
         with timed(metrics, "seconds/eval"):
@@ -195,7 +199,7 @@ class Parts:
     store: ContentImageStore
     preprocessor: ImagePreprocessor
     renderer: QwenRenderer
-    tools: Mapping[str, Tool]
+    executor: ToolExecutor
     reward_for: Callable[[Problem], RewardFn]
 
 
@@ -204,14 +208,15 @@ def build_parts(config: Config, *, folder: Path) -> Parts:
     _prepare_torch(config)
     model_path = resolve_model_path(config.model.path)
     preprocessor = ImagePreprocessor.from_pretrained(model_path, max_pixels=config.model.max_image_px)
+    renderer = QwenRenderer.from_pretrained(model_path, preprocessor=preprocessor)
     return Parts(
         config=config,
         model_path=model_path,
         device=resolve_device(config.run.device),
         store=ContentImageStore(folder / "images"),
         preprocessor=preprocessor,
-        renderer=QwenRenderer.from_pretrained(model_path, preprocessor=preprocessor),
-        tools=build_tools(config.data.tools, config.data.tool_options),
+        renderer=renderer,
+        executor=build_executor(config, shorten=renderer.shorten),
         reward_for=build_reward(config.data.reward),
     )
 
@@ -266,11 +271,10 @@ def build_optimizer(policy: Policy, config: Config) -> torch.optim.Optimizer:
 def build_sync(parts: Parts, policy: Policy, engine: InferenceEngine, problem: Problem) -> WeightSync:
     """Weight hand-over whose canary continues the prompt of `problem`."""
     setup = build_rollout_setup(parts, engine)
-    specs = [tool.spec for tool in setup.tools_for(problem).values()]
     return WeightSync(
         policy,
         engine,
-        probe=parts.renderer.render_prompt(problem.messages, specs),
+        probe=parts.renderer.render_prompt(problem.messages, setup.specs_for(problem)),
         sampling=setup.sampling,
         dtype=parts.config.model.dtype,
     )
@@ -292,7 +296,7 @@ def build_demonstrations(parts: Parts) -> DemonstrationSource:
     return DemonstrationSource(
         load_demonstrations(parts, config.data.train, max_rows=config.data.max_train_rows),
         renderer=parts.renderer,
-        tools={name: tool.spec for name, tool in parts.tools.items()},
+        tools={name: tool.spec for name, tool in parts.executor.tools.items()},
         rows_per_step=config.train.rows_per_step,
         seed=config.run.seed,
     )
@@ -306,7 +310,7 @@ def build_evaluation(
     setup = RolloutSetup(
         engine=engine,
         renderer=parts.renderer,
-        tools=parts.tools,
+        executor=parts.executor,
         reward_for=parts.reward_for,
         store=parts.store,
         limits=_limits(config, config.eval),
@@ -354,7 +358,7 @@ def build_rollout_setup(parts: Parts, engine: InferenceEngine) -> RolloutSetup:
     return RolloutSetup(
         engine=engine,
         renderer=parts.renderer,
-        tools=parts.tools,
+        executor=parts.executor,
         reward_for=parts.reward_for,
         store=parts.store,
         limits=_limits(parts.config, rollout),
@@ -369,7 +373,6 @@ def _limits(config: Config, phase: RolloutConfig | EvalConfig) -> RolloutLimits:
         max_tool_turns=phase.max_tool_turns,
         max_response_tokens=phase.max_response_tokens,
         time_limit_s=config.rollout.time_limit_s,
-        tool_timeout_s=config.rollout.tool_timeout_s,
     )
 
 
@@ -400,7 +403,7 @@ def load_questions(parts: Parts, source: str, *, max_rows: int | None) -> tuple[
     if not problems:
         raise DataError(f"{source}: holds no questions.")
     for problem in problems:
-        _check_tools(f"question {problem.id}", problem.tools, parts.tools)
+        _check_tools(f"question {problem.id}", problem.tools, parts.executor.tools)
         _check_images(f"question {problem.id}", problem.messages, parts.preprocessor)
         parts.reward_for(problem)
     return problems
@@ -417,7 +420,7 @@ def load_demonstrations(parts: Parts, source: str, *, max_rows: int | None) -> t
     if not conversations:
         raise DataError(f"{source}: holds no conversations.")
     for conversation in conversations:
-        _check_tools(f"conversation {conversation.id}", conversation.tools, parts.tools)
+        _check_tools(f"conversation {conversation.id}", conversation.tools, parts.executor.tools)
         _check_images(f"conversation {conversation.id}", conversation.messages, parts.preprocessor)
     return conversations
 

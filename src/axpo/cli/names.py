@@ -1,67 +1,18 @@
-"""Tools and rewards by name: literal tables for what ships, `module:attribute` for what is the user's own."""
+"""What is named in a configuration: a literal table for what ships, `module:attribute` for what is the user's own."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from axpo.errors import ConfigError, DataError
 from axpo.protocols import RewardFn, Tool
 from axpo.rewards import REWARDS, checked
-from axpo.tools import BUILTIN_TOOLS
-from axpo.tools.function import FunctionTool
 from axpo.types import Problem
-
-
-def build_tools(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Tool]:
-    """Tools by the name the model knows them under. Raises `ConfigError`."""
-    stray = [name for name in options if name not in names]
-    if stray:
-        raise ConfigError(f"data.tool_options: {stray[0]!r} is not in data.tools, which holds {', '.join(names)}.")
-    tools: dict[str, Tool] = {}
-    for name in names:
-        tool = _build_tool(name, options.get(name, {}))
-        if tool.spec.name in tools:
-            raise ConfigError(
-                f"data.tools: two tools are called {tool.spec.name!r}; the model could not tell them apart."
-            )
-        tools[tool.spec.name] = tool
-    return tools
-
-
-def _build_tool(name: str, options: Mapping[str, Any]) -> Tool:
-    if ":" not in name:
-        if name not in BUILTIN_TOOLS:
-            raise ConfigError(
-                f"data.tools: no built-in tool is called {name!r}; there are {', '.join(BUILTIN_TOOLS)}. "
-                "Your own tool is written module:attribute."
-            )
-        return _make_tool(name, BUILTIN_TOOLS[name], options)
-    found = import_object(name, option="data.tools")
-    if inspect.isclass(found):
-        found = _make_tool(name, found, options)
-    elif options:
-        raise ConfigError(f"data.tool_options: {name} is no class, so nothing can be passed to it.")
-    if inspect.isroutine(found):
-        return FunctionTool.from_function(found)
-    if not isinstance(found, Tool):
-        raise ConfigError(f"data.tools: {name} is neither a function nor an object with `spec` and `run`.")
-    return found
-
-
-def _make_tool(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    try:
-        inspect.signature(make).bind(**options)
-    except TypeError as error:
-        raise ConfigError(
-            f"data.tool_options: {name} {error}; it takes {', '.join(inspect.signature(make).parameters) or 'nothing'}."
-        ) from error
-    return make(**options)
 
 
 def build_reward(name: str | None) -> Callable[[Problem], RewardFn]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
 
-from axpo.errors import DataError, EngineFault, RolloutFault, ToolError, ToolFault
+from axpo.errors import DataError, EngineFault, RolloutFault, ToolFault
 from axpo.protocols import (
     ImageStore,
     InferenceEngine,
@@ -20,15 +19,13 @@ from axpo.protocols import (
     RenderedTokens,
     Renderer,
     RewardFn,
-    Tool,
     ToolContext,
 )
+from axpo.rollout.executor import ToolExecutor
 from axpo.rollout.seeding import derive_seed
 from axpo.threads import run_in_daemon_thread
 from axpo.types import (
     Completion,
-    Content,
-    FailureKind,
     GenerationRequest,
     ImageRef,
     PrefixRef,
@@ -39,9 +36,8 @@ from axpo.types import (
     SegmentKind,
     StopReason,
     ThinkingPrefix,
-    ToolCall,
-    ToolFailure,
     ToolResult,
+    ToolSpec,
 )
 
 
@@ -54,7 +50,7 @@ class RolloutLimits:
     max_response_tokens: int
     """Everything after the prompt: sampled tokens and tool results."""
     time_limit_s: float = 600.0
-    tool_timeout_s: float = 30.0
+    """Wall clock of the dialogue, without the time its calls waited for others or for a fault of ours to pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +59,7 @@ class RolloutSetup:
 
     engine: InferenceEngine
     renderer: Renderer
-    tools: Mapping[str, Tool]
+    executor: ToolExecutor
     reward_for: Callable[[Problem], RewardFn]
     store: ImageStore
     limits: RolloutLimits
@@ -72,11 +68,10 @@ class RolloutSetup:
     max_running: int = 256
     """Dialogues under way at once; the clock of the others has not started."""
 
-    def tools_for(self, problem: Problem) -> Mapping[str, Tool]:
+    def specs_for(self, problem: Problem) -> tuple[ToolSpec, ...]:
         """The tools offered on this problem."""
-        if problem.tools is None:
-            return self.tools
-        return {name: self.tools[name] for name in problem.tools}
+        tools = self.executor.tools
+        return tuple(tools[name].spec for name in (tools if problem.tools is None else problem.tools))
 
 
 async def run_rollout(
@@ -86,46 +81,20 @@ async def run_rollout(
 
     With `prefix` the dialogue starts from the prefix's token ids and images, in a fresh tool environment.
     """
-    started_s = time.monotonic()
-    tools = setup.tools_for(problem)
     # (1) what is given: the prompt, or a frozen prefix with its images
+    specs = setup.specs_for(problem)
     if prefix is None:
-        dialogue = _Dialogue.from_prompt(
-            setup.renderer.render_prompt(problem.messages, [tool.spec for tool in tools.values()])
-        )
+        dialogue = _Dialogue.from_prompt(setup.renderer.render_prompt(problem.messages, specs))
     else:
         dialogue = _Dialogue.from_prefix(prefix)
-    context = ToolContext(rollout_id=rollout_id, images=list(dialogue.images), store=setup.store)
-    while True:
-        # (2) sample the turn, or the rest of the turn that the prefix left open
-        elapsed_s = time.monotonic() - started_s
-        room = setup.limits.max_response_tokens - dialogue.num_response_tokens
-        if room <= 0 or elapsed_s >= setup.limits.time_limit_s:
-            stop_reason, turn = (StopReason.TOKEN_LIMIT if room <= 0 else StopReason.TIME_LIMIT), None
-            break
-        turn_seed = derive_seed(seed, dialogue.num_tool_turns)
-        completion = await _generate(
-            dialogue, setup, room=room, seed=turn_seed, timeout_s=setup.limits.time_limit_s - elapsed_s
-        )
-        # (3) take it apart by token ids
-        turn = dialogue.add_turn(completion, setup.renderer)
-        # (4) does it end here?
-        if completion.finish_reason == "length":
-            stop_reason = StopReason.TOKEN_LIMIT
-            break
-        if not turn.tool_calls:
-            stop_reason = StopReason.ANSWERED
-            break
-        if dialogue.num_tool_turns >= setup.limits.max_tool_turns:
-            stop_reason = StopReason.TURN_LIMIT
-            break
-        # (5) run the calls, one after the other: a later one may use the images of an earlier one
-        results = [await _run_call(call, tools, context, setup, dialogue) for call in turn.tool_calls]
-        # (6) append what the tools answered, as ids
-        if not dialogue.add_results(results, setup.renderer, max_response_tokens=setup.limits.max_response_tokens):
-            stop_reason = StopReason.TOKEN_LIMIT
-            break
-    final_text = turn.visible_text if turn is not None and not turn.tool_calls else ""
+    num_result_images = sum(block.image is not None for result in dialogue.tool_results for block in result.content)
+    images = dialogue.images[: len(dialogue.images) - num_result_images]
+    context = ToolContext(rollout_id=rollout_id, images=list(images), store=setup.store)
+    try:
+        await setup.executor.replay(dialogue.tool_results, context)
+        stop_reason, final_text = await _converse(dialogue, context, [spec.name for spec in specs], setup, seed)
+    finally:
+        await setup.executor.close_rollout(context)
     reward = await _score(final_text, problem, setup)
     return dialogue.finish(
         rollout_id=rollout_id,
@@ -134,8 +103,42 @@ async def run_rollout(
         final_text=final_text,
         reward=reward,
         prefix=prefix,
-        wall_time_s=time.monotonic() - started_s,
     )
+
+
+async def _converse(
+    dialogue: _Dialogue, context: ToolContext, offered: Sequence[str], setup: RolloutSetup, seed: int
+) -> tuple[StopReason, str]:
+    """Turn by turn until the dialogue ends. Returns why it did, and its final text."""
+    limits = setup.limits
+    while True:
+        # (2) sample the turn, or the rest of the turn that the prefix left open
+        room = limits.max_response_tokens - dialogue.num_response_tokens
+        remaining_s = limits.time_limit_s - dialogue.charged_s
+        if room <= 0:
+            return StopReason.TOKEN_LIMIT, ""
+        if remaining_s <= 0:
+            return StopReason.TIME_LIMIT, ""
+        turn_seed = derive_seed(seed, dialogue.num_tool_turns)
+        completion = await _generate(dialogue, setup, room=room, seed=turn_seed, timeout_s=remaining_s)
+        # (3) take it apart by token ids
+        turn = dialogue.add_turn(completion, setup.renderer)
+        final_text = "" if turn.tool_calls else turn.visible_text
+        # (4) does it end here?
+        if completion.finish_reason == "length":
+            return StopReason.TOKEN_LIMIT, final_text
+        if not turn.tool_calls:
+            return StopReason.ANSWERED, final_text
+        if dialogue.num_tool_turns >= limits.max_tool_turns:
+            return StopReason.TURN_LIMIT, ""
+        # (5) run the calls, one after the other: a later one may use the images of an earlier one
+        results: list[ToolResult] = []
+        for call in turn.tool_calls:
+            call = replace(call, id=f"{context.rollout_id}/{dialogue.num_tool_turns}-{call.id}")
+            results.append(await setup.executor.run(call, context, offered=offered))
+        # (6) append what the tools answered, as ids
+        if not dialogue.add_results(results, setup.renderer, max_response_tokens=limits.max_response_tokens):
+            return StopReason.TOKEN_LIMIT, ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -152,6 +155,9 @@ class _Dialogue:
     num_tool_turns: int = 0
     tool_results: list[ToolResult] = field(default_factory=lambda: list[ToolResult]())
     policy_version: int = 0
+    started_s: float = field(default_factory=time.monotonic)
+    waited_s: float = 0.0
+    """Time its calls waited for others: ours, not the dialogue's."""
 
     @classmethod
     def from_prompt(cls, prompt: RenderedTokens) -> _Dialogue:
@@ -186,6 +192,10 @@ class _Dialogue:
     def num_response_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
+    @property
+    def charged_s(self) -> float:
+        return time.monotonic() - self.started_s - self.waited_s
+
     def add_turn(self, completion: Completion, renderer: Renderer) -> ParsedTurn:
         self.token_ids.extend(completion.token_ids)
         self.logprobs.extend(completion.logprobs)
@@ -200,6 +210,7 @@ class _Dialogue:
     def add_results(self, results: Sequence[ToolResult], renderer: Renderer, *, max_response_tokens: int) -> bool:
         """Append the tool turn as ids; False, and no ids, when it does not fit."""
         self.tool_results.extend(results)
+        self.waited_s += sum(result.queue_time_s for result in results)
         try:
             rendered = renderer.render_tool_results(results)
         except DataError as error:
@@ -225,7 +236,6 @@ class _Dialogue:
         final_text: str,
         reward: float,
         prefix: ThinkingPrefix | None,
-        wall_time_s: float,
     ) -> Rollout:
         return Rollout(
             id=rollout_id,
@@ -240,7 +250,7 @@ class _Dialogue:
             tool_results=tuple(self.tool_results),
             prefix=PrefixRef(source_id=prefix.source.id, num_tokens=prefix.num_tokens) if prefix else None,
             policy_version=self.policy_version,
-            wall_time_s=wall_time_s,
+            wall_time_s=time.monotonic() - self.started_s,
         )
 
 
@@ -259,49 +269,6 @@ async def _generate(dialogue: _Dialogue, setup: RolloutSetup, *, room: int, seed
         raise EngineFault(f"the engine did not answer within {timeout_s:.0f} s") from error
 
 
-async def _run_call(
-    call: ToolCall, tools: Mapping[str, Tool], context: ToolContext, setup: RolloutSetup, dialogue: _Dialogue
-) -> ToolResult:
-    call = replace(call, id=f"{context.rollout_id}/{dialogue.num_tool_turns}-{call.id}")
-    started_s = time.monotonic()
-    if call.parse_error is not None:
-        return _failed(call, FailureKind.MALFORMED_CALL, call.parse_error, started_s)
-    if call.name not in tools:
-        message = f"There is no tool named {call.name!r}. Tools: {', '.join(tools) or 'none'}."
-        return _failed(call, FailureKind.UNKNOWN_TOOL, message, started_s)
-    deadline = asyncio.timeout(setup.limits.tool_timeout_s)
-    try:
-        async with deadline:
-            content = await tools[call.name].run(call, context)
-        result = ToolResult(call=call, content=_checked_content(content), wall_time_s=time.monotonic() - started_s)
-    except ToolError as error:
-        kind = FailureKind(error.kind) if error.kind in set(FailureKind) else FailureKind.TOOL_FAULT
-        if not kind.is_model_fault:
-            raise ToolFault(f"tool {call.name}: {error}") from error
-        return _failed(call, kind, str(error), started_s)
-    except RolloutFault:
-        raise
-    except Exception as error:
-        if deadline.expired():  # a TimeoutError of the tool's own, a lost connection say, is not the model's doing
-            message = f"{call.name} did not finish within {setup.limits.tool_timeout_s:g} s."
-            return _failed(call, FailureKind.TIMEOUT, message, started_s)
-        raise ToolFault(f"tool {call.name} raised {type(error).__name__}: {error}") from error
-    context.images.extend(_images(result))
-    return result
-
-
-def _checked_content(content: Any) -> tuple[Content, ...]:
-    blocks = cast("tuple[Any, ...]", content) if isinstance(content, tuple) else ()
-    if not blocks or not all(isinstance(block, Content) for block in blocks):
-        raise TypeError(f"expected a tuple of at least one axpo.types.Content from a tool, got {content!r:.80}")
-    return blocks
-
-
-def _failed(call: ToolCall, kind: FailureKind, message: str, started_s: float) -> ToolResult:
-    failure = ToolFailure(kind=kind, message=message)
-    return ToolResult(call=call, failure=failure, wall_time_s=time.monotonic() - started_s)
-
-
 async def _score(final_text: str, problem: Problem, setup: RolloutSetup) -> float:
     if not final_text:
         return 0.0
@@ -311,7 +278,3 @@ async def _score(final_text: str, problem: Problem, setup: RolloutSetup) -> floa
             return float(await run_in_daemon_thread(reward, final_text, problem))
     except TimeoutError as error:
         raise RolloutFault(f"the reward of problem {problem.id} took over {setup.limits.time_limit_s:g} s") from error
-
-
-def _images(result: ToolResult) -> tuple[ImageRef, ...]:
-    return tuple(block.image for block in result.content if block.image is not None)

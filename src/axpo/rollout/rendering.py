@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 
 from axpo.errors import CheckpointError, DataError
 from axpo.protocols import ParsedTurn, RenderedConversation, RenderedTokens
+from axpo.rollout.bounds import cut_mark
 from axpo.rollout.calls import read_call
 from axpo.types import Content, ImageRef, JsonValue, Message, Segment, SegmentKind, ToolCall, ToolResult, ToolSpec
 
@@ -339,6 +340,23 @@ class QwenRenderer:
         """Text of ids, special tokens shown."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """`text`, or its beginning and end with a mark between them, `max_tokens` tokens in all without the mark."""
+        num_bytes = len(text.encode(errors="replace"))
+        if num_bytes <= max_tokens:  # a token is at least one byte
+            return text
+        ends = text
+        if num_bytes > (most := _MAX_BYTES_PER_TOKEN * max_tokens):  # never tokenize what is thrown away anyway
+            ends = text[: most // 2] + text[-(most // 2) :]
+        offsets: list[tuple[int, int]] = self._tokenizer(
+            ends, add_special_tokens=False, return_offsets_mapping=True
+        ).offset_mapping
+        if len(offsets) <= max_tokens and ends is text:
+            return text
+        head, tail = offsets[(max_tokens + 1) // 2 - 1][1], offsets[len(offsets) - max_tokens // 2 :]
+        kept = len(ends) - tail[0][0] if tail else 0
+        return text[:head] + cut_mark(len(text) - head - kept, "characters") + text[len(text) - kept :]
+
     def parse_turn(self, token_ids: Sequence[int], *, has_open_thinking: bool | None = None) -> ParsedTurn:
         """Take a sampled turn apart by token ids.
 
@@ -375,6 +393,10 @@ class QwenRenderer:
 
 
 # -- pieces of dialogues ----------------------------------------------------------------------------------------------
+
+
+_MAX_BYTES_PER_TOKEN = 16
+"""Of text worth keeping: what is beyond it at both ends is not even looked at."""
 
 
 def _images(messages: Iterable[Message]) -> tuple[ImageRef, ...]:

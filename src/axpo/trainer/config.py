@@ -62,6 +62,27 @@ class ModelConfig(_Table):
         return self
 
 
+class ToolLimitsConfig(_Table):
+    """`data.tool_limits.TOOL`: how one tool is run, whatever it is (`axpo.rollout.executor`)."""
+
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Wall clock of one try."""
+    max_concurrent: Positive = 64
+    """Calls that run at once; others wait, which is never charged to a rollout."""
+    max_retries: int = Field(default=2, ge=0)
+    """Further tries after a fault of ours."""
+    backoff_s: float = Field(default=0.5, ge=0)
+    """Pause before the first further try; it doubles with each."""
+    breaker_faults: Positive = 10
+    """Faults in a row after which nobody calls the tool for `breaker_pause_s`."""
+    breaker_pause_s: float = Field(default=10.0, ge=0)
+    max_result_tokens: Positive = 4096
+    """Text of one result; what is longer loses its middle."""
+    max_result_images: int = Field(default=8, ge=0)
+    max_image_px: Positive = 4096 * 32 * 32
+    """Larger pictures in results are scaled down."""
+
+
 class DataConfig(_Table):
     """[data] questions, demonstrations, tools and reward."""
 
@@ -70,9 +91,12 @@ class DataConfig(_Table):
     eval: OptionalText = None
     """JSONL or Parquet of questions, or `mini:SPLIT`."""
     tools: tuple[str, ...] = ("image_zoom_in",)
-    """Names of built-in tools, or `module:attribute` of your own."""
+    """Names of built-in tools, `module:attribute` of your own, `mcp:NAME` of a server's, or `paper_tools`: the three of
+    the paper."""
     tool_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What a tool is made with, by its name in `tools`: `tool_options = { image_zoom_in = { max_pixels = 9216 } }`."""
+    tool_limits: dict[str, ToolLimitsConfig] = Field(default_factory=dict)
+    """How a tool is run, by the name the model knows: `tool_limits = { python = { max_concurrent = 16 } }`."""
     reward: OptionalText = None
     """`module:attribute` of your own reward; default: the reward of each row's `answer_kind`."""
     system_prompt: OptionalText = None
@@ -94,8 +118,6 @@ class RolloutConfig(_Table):
     """Everything after the prompt: sampled tokens and tool results."""
     time_limit_s: float = Field(default=600.0, gt=0)
     """Wall clock of one rollout."""
-    tool_timeout_s: float = Field(default=30.0, gt=0)
-    """Wall clock of one tool call."""
     max_fault_retries: int = Field(default=2, ge=0)
     """How often a rollout is tried again after a fault of ours before it is dropped and counted."""
     temperature: float = Field(default=1.0, gt=0)

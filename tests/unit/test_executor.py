@@ -1,0 +1,353 @@
+"""What every tool gets whoever wrote it: checked arguments, a place, a timeout, further tries, bounds, a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from axpo.errors import ConfigError, QuotaError, ToolError, ToolFault
+from axpo.images import ContentImageStore
+from axpo.protocols import ToolContext
+from axpo.rollout.arguments import explain_misfit
+from axpo.rollout.bounds import Bounds, shorten_by_bytes
+from axpo.rollout.executor import ToolExecutor, ToolLimits
+from axpo.tools.fakes import EchoTool
+from axpo.types import Content, FailureKind, ToolCall, ToolResult, ToolSpec
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "bbox": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+        "mode": {"enum": ["fast", "slow"]},
+        "times": {"type": "integer", "minimum": 1, "maximum": 9},
+        "deep": {"type": "object", "properties": {"names": {"type": "array", "items": {"type": "string"}}}},
+    },
+    "required": ["bbox"],
+}
+
+
+@dataclass
+class Tool:
+    """Does what `act` does with the call and its context."""
+
+    act: Callable[[ToolCall, ToolContext], Any]
+    name: str = "tool"
+
+    @property
+    def spec(self) -> ToolSpec:
+        return ToolSpec(name=self.name, description="", parameters={"type": "object"})
+
+    async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        result = self.act(call, context)
+        return await result if asyncio.iscoroutine(result) else result
+
+
+@dataclass
+class Counter(Tool):
+    """Counts its calls per rollout."""
+
+    act: Any = None
+    closed: list[str] = field(default_factory=list)
+
+    async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        context.state["count"] = context.state.get("count", 0) + 1
+        return text(f"{context.state['count']} of {len(context.images)} images")
+
+    async def close_rollout(self, context: ToolContext) -> None:
+        self.closed.append(context.rollout_id)
+
+
+def text(words: str) -> tuple[Content, ...]:
+    return (Content(text=words),)
+
+
+def call(name: str = "tool", **arguments: Any) -> ToolCall:
+    return ToolCall(id="c", name=name, arguments=arguments)
+
+
+def context(rollout_id: str = "r") -> ToolContext:
+    return ToolContext(rollout_id=rollout_id, images=[], store=ContentImageStore())
+
+
+def executor(*tools: Any, **limits: Any) -> ToolExecutor:
+    return ToolExecutor(tools={tool.spec.name: tool for tool in tools}, default_limits=ToolLimits(**limits))
+
+
+def run(runner: ToolExecutor, one: ToolCall | None = None, into: ToolContext | None = None) -> ToolResult:
+    return asyncio.run(runner.run(one or call(), into or context()))
+
+
+class Naps:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.naps: list[float] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now_s += seconds
+        await asyncio.sleep(0)
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "the argument bbox is missing; the arguments are: bbox, mode, times, deep."),
+        ({"bbox": [1, 2, 3]}, "bbox: expected at least 4 items, got [1, 2, 3]."),
+        ({"bbox": [1, 2, 3, "4"]}, 'bbox[3]: expected number, got "4".'),
+        ({"bbox": [1, 2, 3, True]}, "bbox[3]: expected number, got true."),
+        ({"bbox": [1, 2, 3, 4], "mode": "fats"}, 'mode: expected one of "fast", "slow", got "fats".'),
+        ({"bbox": [1, 2, 3, 4], "times": 0}, "times: expected a number >= 1, got 0."),
+        ({"bbox": [1, 2, 3, 4], "times": 1.5}, "times: expected integer, got 1.5."),
+        ({"bbox": [1, 2, 3, 4], "deep": {"names": [1]}}, "deep.names[0]: expected string, got 1."),
+        (
+            {"bbox": [1, 2, 3, 4], "mod": "fast"},
+            'there is no argument "mod"; the arguments are: bbox, mode, times, deep. Did you mean mode?',
+        ),
+        ({"bbox": "x" * 500}, f'bbox: expected array, got "{"x" * 76}....'),
+    ],
+)
+def test_the_model_is_told_what_would_be_right(arguments: dict[str, Any], message: str) -> None:
+    assert explain_misfit(arguments, ToolSpec(name="t", description="", parameters=SCHEMA)) == message
+
+
+def test_arguments_that_fit_are_not_remarked_on() -> None:
+    spec = ToolSpec(name="t", description="", parameters=SCHEMA)
+    assert explain_misfit({"bbox": [0, 0.5, 1, 2], "mode": "slow", "deep": {}}, spec) is None
+    free = ToolSpec(name="t", description="", parameters={"type": "object"})
+    assert explain_misfit({"anything": 10**5000}, free) is None
+
+
+def test_a_broken_schema_is_the_users_to_mend() -> None:
+    spec = ToolSpec(name="mine", description="", parameters={"type": "object", "properties": {"a": {"type": "strng"}}})
+    with pytest.raises(ConfigError, match="tool mine: its parameters are no valid JSON schema"):
+        explain_misfit({"a": "x"}, spec)
+
+
+def test_a_call_that_cannot_run_is_the_models_mistake() -> None:
+    runner = executor(Tool(lambda *_: text("x")), EchoTool())
+    kinds = [
+        run(runner, ToolCall(id="c", name="", parse_error="Malformed.")),
+        run(runner, call("echo")),
+        run(runner, call("ehco")),
+        asyncio.run(runner.run(call("echo", text="x"), context(), offered=("tool",))),
+    ]
+    assert [result.failure and result.failure.kind for result in kinds] == [
+        FailureKind.MALFORMED_CALL,
+        FailureKind.BAD_ARGUMENTS,
+        FailureKind.UNKNOWN_TOOL,
+        FailureKind.UNKNOWN_TOOL,
+    ]
+
+
+# -- tries ------------------------------------------------------------------------------------------------------------
+
+
+def faults(*outcomes: Any) -> Tool:
+    left = list(outcomes)
+
+    def act(*_: Any) -> Any:
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return text(outcome)
+
+    return Tool(act)
+
+
+def test_a_fault_of_ours_is_tried_again_with_growing_pauses() -> None:
+    naps = Naps()
+    runner = executor(faults(ToolFault("down"), ToolFault("down"), "up"))
+    runner.sleep, runner.clock = naps.sleep, naps.clock
+    result = run(runner)
+    assert (result.content, result.num_tries, naps.naps) == (text("up"), 3, [0.5, 1.0])
+    assert result.queue_time_s == 1.5, "waiting out our faults is not the rollout's time"
+
+
+@pytest.mark.parametrize(
+    ("fault", "tries"), [(ToolFault("down"), 3), (ToolFault("lost", can_retry=False), 1), (ValueError("bug"), 1)]
+)
+def test_a_fault_that_stays_is_raised(fault: Exception, tries: int) -> None:
+    tool = faults(*[fault] * 3, "never")
+    with pytest.raises(ToolFault, match=str(fault)):
+        run(executor(tool, backoff_s=0.0))
+    assert tool.act.__closure__ is not None
+    assert len(tool.act.__closure__[0].cell_contents) == 4 - tries
+
+
+def test_mistakes_of_the_model_are_not_tried_again() -> None:
+    result = run(executor(faults(ToolError(FailureKind.EXECUTION_ERROR, "1/0"), "never")))
+    assert result.failure is not None
+    assert (result.failure.kind, result.failure.message, result.num_tries) == (FailureKind.EXECUTION_ERROR, "1/0", 1)
+
+
+def test_a_used_up_quota_ends_the_run() -> None:
+    with pytest.raises(QuotaError, match="no credits"):
+        run(executor(faults(QuotaError("no credits"))))
+
+
+def test_a_timeout_is_an_observation_and_cancels_the_call() -> None:
+    cancelled: list[bool] = []
+
+    async def hang() -> Any:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.append(True)
+
+    result = run(executor(Tool(lambda *_: hang()), timeout_s=0.01))
+    assert result.failure is not None
+    assert (result.failure.kind, cancelled) == (FailureKind.TIMEOUT, [True])
+
+
+# -- traffic ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_no_more_calls_run_at_once_than_allowed(limit: int) -> None:
+    running = most = 0
+
+    async def act() -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return text("x")
+
+    runner = executor(Tool(lambda *_: act()), max_concurrent=limit)
+
+    async def main() -> None:
+        await asyncio.gather(*(runner.run(call(), context()) for _ in range(20)))
+
+    for _ in range(2):  # the second time in another event loop
+        asyncio.run(main())
+        assert most == min(limit, 20)
+
+
+def test_a_tool_that_is_down_is_left_alone_until_one_call_finds_it_up() -> None:
+    naps = Naps()
+    is_up = False
+    num_runs = 0
+
+    async def act() -> Any:
+        nonlocal num_runs
+        num_runs += 1
+        await asyncio.sleep(0)
+        if not is_up:
+            raise ToolFault("down", can_retry=False)
+        return text("x")
+
+    runner = executor(Tool(lambda *_: act()), breaker_faults=3, breaker_pause_s=7.0)
+    runner.sleep, runner.clock = naps.sleep, naps.clock
+
+    async def some(num: int) -> list[Any]:
+        return await asyncio.gather(*(runner.run(call(), context()) for _ in range(num)), return_exceptions=True)
+
+    async def main() -> None:
+        nonlocal is_up, num_runs
+        assert all(isinstance(outcome, ToolFault) for outcome in await some(3))
+        num_runs = 0
+        outcomes = await some(5)
+        assert num_runs == 1, "one call finds out, the others wait for it"
+        assert all(isinstance(outcome, ToolFault) for outcome in outcomes)
+        assert naps.naps == [7.0]
+        is_up = True
+        num_runs = 0
+        outcomes = await some(5)
+        assert num_runs == 5
+        assert [outcome.content for outcome in outcomes] == [text("x")] * 5
+        assert outcomes[0].queue_time_s == 7.0
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_probe_leaves_nobody_waiting() -> None:
+    runner = executor(faults(ToolFault("down"), "up"), breaker_faults=1, breaker_pause_s=3600, max_retries=0)
+
+    async def main() -> None:
+        with pytest.raises(ToolFault):
+            await runner.run(call(), context())
+        probe, waiting = (asyncio.create_task(runner.run(call(), context())) for _ in range(2))
+        await asyncio.sleep(0.01)
+        probe.cancel()
+        with pytest.raises(ToolFault, match="is down"):
+            await waiting
+
+    asyncio.run(main())
+
+
+# -- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_long_text_loses_its_middle() -> None:
+    long = "a" * 5000 + "b" * 5000
+    result = run(executor(Tool(lambda *_: text(long)), bounds=Bounds(max_tokens=100)))
+    assert result.is_cut
+    assert result.content[0].text == "a" * 150 + "\n[... 9700 bytes cut ...]\n" + "b" * 150
+    failure = run(executor(faults(ToolError(FailureKind.EXECUTION_ERROR, long)), bounds=Bounds(max_tokens=100))).failure
+    assert failure is not None
+    assert len(failure.message) < 400
+
+
+def test_shortening_keeps_characters_whole() -> None:
+    assert "\ufffd" not in shorten_by_bytes("ü" * 1000, 7)
+    assert shorten_by_bytes("short", 100) == "short"
+
+
+def test_pictures_are_bounded_in_number_and_size() -> None:
+    def act(_: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        return tuple(Content(image=context.store.add_image(Image.new("RGB", (400, 100), (i, 0, 0)))) for i in range(5))
+
+    rollout = context()
+    result = run(executor(Tool(act), bounds=Bounds(max_images=2, max_image_px=10_000)), into=rollout)
+    assert [block.text for block in result.content][2:] == ["[3 more images left out]"]
+    assert [(image.width_px, image.height_px) for image in rollout.images] == [(200, 50)] * 2
+    assert result.is_cut
+
+
+# -- rollouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_earlier_calls_of_stateful_tools_are_replayed_for_a_branch() -> None:
+    picture = Tool(
+        lambda _, context: (Content(image=context.store.add_image(Image.new("RGB", (8, 8)))),), name="picture"
+    )
+    counter = Counter(name="counter")
+    runner = executor(picture, counter)
+    first = context()
+    earlier = [run(runner, call(name), first) for name in ("counter", "picture", "counter")]
+    branch = context("branch")
+    asyncio.run(runner.replay(earlier, branch))
+    assert (branch.state, len(branch.images)) == ({"count": 2}, 1)
+    assert run(runner, call("counter"), branch).content == text("3 of 1 images")
+
+
+def test_a_replay_that_differs_is_our_fault() -> None:
+    runner = executor(Counter(name="counter"))
+    recorded = ToolResult(call=call("counter"), content=text("something else"))
+    with pytest.raises(ToolFault, match="did not answer what is on record"):
+        asyncio.run(runner.replay([recorded], context()))
+
+
+def test_every_stateful_tool_is_told_when_a_rollout_ends(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Counter):
+        async def close_rollout(self, context: ToolContext) -> None:
+            raise OSError("gone")
+
+    counter = Counter(name="counter")
+    asyncio.run(executor(Broken(name="broken"), counter).close_rollout(context("r7")))
+    assert counter.closed == ["r7"]
+    assert "broken" in caplog.text and "gone" in caplog.text
