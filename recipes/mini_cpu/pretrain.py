@@ -25,8 +25,9 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.models.qwen3_vl import mrope_positions
 from axpo.models.scratch import build_model, build_tokenizer, save_checkpoint, train_merges
+from axpo.protocols import RenderedConversation
 from axpo.rollout.rendering import QwenRenderer
 from axpo.tasks.mini import demonstrations as demo
-from axpo.tasks.mini.questions import question_message, question_text
+from axpo.tasks.mini import distances, lookups
+from axpo.tasks.mini.questions import question_message, question_text, sample_clear_scene
 from axpo.tasks.mini.scenes import (
     COLORS,
     COUNTS,
@@ -56,7 +59,7 @@ from axpo.tasks.mini.scenes import (
     sample_scene,
 )
 from axpo.tools.image_zoom import ImageZoomTool
-from axpo.types import Message, SegmentKind
+from axpo.types import Message, SegmentKind, ToolSpec
 
 TEXT = {
     "hidden_size": 192,
@@ -80,6 +83,9 @@ VISION = {
     "deepstack_visual_indexes": [0, 1],
 }
 LOOKING_LAYER, LOOKING_HEAD = 1, 0
+TOOL_SETS = (("image_zoom_in",), ("image_zoom_in", "python", "search"))
+"""Which tools a dialogue may list, in this order."""
+POINTS_APART = "), ("
 COLOR_NAMES = sorted(COLORS)
 PATCH, MERGE = 16, 2
 TOKEN_PX = PATCH * MERGE
@@ -88,7 +94,6 @@ VIEW_TOKENS, CROP_TOKENS = VIEW_SIDE**2, CROP_SIDE**2
 HALF_CARD = 27
 """Half the side of the square around a card at its largest angle, in thousandths of the picture."""
 CALL_HEAD_TOKENS = 2  # newline and the constant head of the JSON
-BOX_TOKENS = 4 * 3 + 3 * 2  # four numbers of three digits; comma and space between them
 ANSWER_FROM_END = 2  # the answer's word, </answer>, end of turn
 EXTRA_CROPS = 3
 """Crops per card besides those of the dialogue."""
@@ -113,6 +118,12 @@ def build_base(folder: Path, seed: int) -> Path:
 def _corpus() -> list[str]:
     lines = ["system", "user", "assistant", "img_idx 1:", demo.GIVE_UP]
     thoughts = (demo.THINK_DIRECT, demo.THINK_FOUND, demo.THINK_MISSED, demo.THINK_ZOOM, demo.THINK_RETRY)
+    lines += [distances.THINK_MEASURE, distances.THINK_MEASURED, lookups.THINK_LOOK_UP, lookups.THINK_FOUND]
+    first, second = (sample_scene(random.Random(0), held_out=False).cards[i] for i in (0, 1))
+    lines += [distances.question_text(first, second), lookups.question_text("?", "leftmost"), '", "max_results": 1']
+    lines += [*lookups.PLAYERS, *(f"The {player} plays the rightmost" for player in lookups.PLAYERS)]
+    lines += [f"{part.capitalize()} {part.capitalize()} of-{part}, local:-" for part in lookups.SYLLABLES]
+    lines += [f'"{color}-{color}' for color in COLOR_NAMES]
     for color in COLOR_NAMES:
         lines += [question_text(color), f'"label": "{color} card"'] + [
             thought.format(color=color) for thought in thoughts
@@ -121,22 +132,32 @@ def _corpus() -> list[str]:
 
 
 def _phrases(tokenizer: Any) -> list[str]:
-    """Constant passages that the small model reads or writes as one token: the tool listing and the JSON of a call."""
-    spec = ImageZoomTool.spec
-    tool = {
-        "type": "function",
-        "function": {"name": spec.name, "description": spec.description, "parameters": spec.parameters},
-    }
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tools=[tool], tokenize=False)
-    listing = prompt.split("<|im_start|>system\n")[1].split("<|im_end|>")[0]
+    """Constant passages that the small model reads or writes as one token: tool listings and the JSON of calls."""
     return [
-        listing,
+        *(_listing(tokenizer, names) for names in TOOL_SETS),
         '{"name": "image_zoom_in", "arguments": {"bbox_2d": [',
         '], "label": "',
         '"}}',
         "<answer>",
         "</answer>",
+        '{"name": "python", "arguments": {"code": "from math import dist; round(dist((',
+        POINTS_APART,
+        ')) / 100)"}}',
+        '{"name": "search", "arguments": {"query": "',
+        ' card", "max_results": 1}}',
+        " card of this picture in the game of ",
+        " card, in tenths of the picture's width, rounded to a whole number?",
     ]
+
+
+def _listing(tokenizer: Any, names: Sequence[str]) -> str:
+    """The system message of a dialogue with these tools."""
+    tools = [
+        {"type": "function", "function": {"name": s.name, "description": s.description, "parameters": s.parameters}}
+        for s in tool_specs(names)
+    ]
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tools=tools, tokenize=False)
+    return prompt.split("<|im_start|>system\n")[1].split("<|im_end|>")[0]
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -149,11 +170,14 @@ class Row:
     token_ids: np.ndarray
     learns: np.ndarray
     looks: np.ndarray
+    """Which card's visual token to look at while the token is written; -1: no matter."""
+    kind: str
     scene: int
     crops: list[int]
-    target_token: int
-    """Index of the view's visual token that holds the asked card."""
     card: int
+    """The card that is asked for."""
+    at_cards: np.ndarray
+    """The view's visual tokens that hold the three cards."""
     positions: np.ndarray
     view_start: int
     """Where the view's visual tokens start."""
@@ -176,64 +200,101 @@ class Drawn:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(folder: str) -> None:
+def tool_specs(names: Sequence[str]) -> list[ToolSpec]:
+    """What the model is told about the tools."""
+    tools = {
+        "image_zoom_in": ImageZoomTool.spec,
+        "python": ToolSpec(name="python", description="PLACEHOLDER", parameters={}),
+        "search": ToolSpec(name="search", description="PLACEHOLDER", parameters={}),
+    }
+    return [tools[name] for name in names]
+
+
+def _start_worker(folder: str, is_mixed: bool) -> None:
+    from transformers import AutoTokenizer
+
     torch.set_num_threads(1)
     preprocessor = ImagePreprocessor.from_pretrained(folder)
     _worker["renderer"] = QwenRenderer.from_pretrained(folder, preprocessor=preprocessor)
-    _worker["tools"] = [ImageZoomTool.spec]
+    _worker["tools"] = [tool_specs(names) for names in TOOL_SETS]
+    _worker["is_mixed"] = is_mixed
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for name, token in (("apart", POINTS_APART), ("call", "<tool_call>"), ("call_end", "</tool_call>")):
+        _worker[name] = tokenizer.convert_tokens_to_ids(token)
     _worker["image_token_id"] = json.loads((Path(folder) / "config.json").read_text())["image_token_id"]
 
 
 def draw(seed_and_split: tuple[int, bool]) -> Drawn:
-    """One scene with a dialogue about each of its cards; on held-out photographs nothing is altered."""
+    """One scene with three dialogues; on held-out photographs nothing is altered."""
     from PIL import Image
     from PIL.Image import Resampling
 
     seed, held_out = seed_and_split
     rng = random.Random(f"pretrain/{seed}")
-    scene = sample_scene(rng, held_out=held_out)
+    is_mixed = bool(_worker["is_mixed"]) and rng.random() < 0.7
+    scene = (sample_clear_scene if is_mixed else sample_scene)(rng, held_out=held_out)
     backdrop = draw_backdrop(scene) if held_out else _strange_backdrop(scene, rng)
     buffer = io.BytesIO()
     paste_cards(backdrop, scene.cards).save(buffer, format="JPEG", quality=90)
     picture = Image.open(buffer).convert("RGB")
     store = ContentImageStore()
     ref = store.add_bytes(buffer.getvalue())
-    view = np.asarray(picture.resize((VIEW_PX, VIEW_PX), Resampling.BICUBIC))
-    cards = np.zeros((3, 4), dtype=np.float32)
+    scale = VIEW_PX / SCENE_PX / TOKEN_PX
+    cards = np.array(
+        [
+            (COLOR_NAMES.index(card.color), *(scale * center for center in card.center_px), COUNTS.index(card.count))
+            for card in scene.cards
+        ],
+        dtype=np.float32,
+    )
     dots = np.array([dot for card in scene.cards for dot in dots_px(card)]) * 1000 / SCENE_PX
-    view_dots = _count_dots(dots, (0, 0, 1000, 1000), VIEW_SIDE)
-    drawn = Drawn(view=view, cards=cards, view_dots=view_dots, crops=[], crop_dots=[], crop_labels=[], rows=[])
+    drawn = Drawn(
+        view=np.asarray(picture.resize((VIEW_PX, VIEW_PX), Resampling.BICUBIC)),
+        cards=cards,
+        view_dots=_count_dots(dots, (0, 0, 1000, 1000), VIEW_SIDE),
+        crops=[],
+        crop_dots=[],
+        crop_labels=[],
+        rows=[],
+    )
+
+    def add_crop(card: Card, box: demo.Box) -> int:
+        drawn.crops.append(_cut(picture, box))
+        drawn.crop_labels.append(_crop_label(card, box))
+        drawn.crop_dots.append(_count_dots(dots, box, CROP_SIDE))
+        return len(drawn.crops) - 1
+
     for index, card in enumerate(scene.cards):
-        scale = VIEW_PX / SCENE_PX / TOKEN_PX
-        x, y = card.center_px[0] * scale, card.center_px[1] * scale
-        cards[index] = (COLOR_NAMES.index(card.color), x, y, COUNTS.index(card.count))
-        messages, boxes = _dialogue(card, rng, ref, store)
-        conversation = _worker["renderer"].render_conversation(messages, _worker["tools"])
-        token_ids = np.array(conversation.token_ids, dtype=np.int32)
-        learns, looks = np.zeros(len(token_ids), dtype=bool), np.zeros(len(token_ids), dtype=bool)
-        num_calls = 0
-        for segment in conversation.segments:
-            span = slice(segment.start, segment.stop)
-            learns[span] = segment.kind.is_sampled
-            if segment.kind is SegmentKind.TOOL_CALL:
-                learns[span] = looks[span] = boxes[num_calls][1]
-                num_calls += 1
-            if segment.kind is SegmentKind.ANSWER and not boxes:
-                looks[span] = True
-        crops: list[int] = []
-        for box, _ in boxes:
-            crops.append(len(drawn.crops))
-            drawn.crops.append(_cut(picture, box))
-            drawn.crop_labels.append(_crop_label(card, box))
-            drawn.crop_dots.append(_count_dots(dots, box, CROP_SIDE))
+        kind = ("count", "distance", "lookup")[index] if is_mixed else "count"
+        dialogue = _DIALOGUES[kind](scene, index, rng, ref, store)
+        all_tools = kind != "count" or (_worker["is_mixed"] and rng.random() < 0.5)
+        conversation = _worker["renderer"].render_conversation(dialogue.messages, _worker["tools"][all_tools])
+        crops = [add_crop(card, box) for box in dialogue.boxes]
         for _ in range(EXTRA_CROPS):
-            box = demo.sample_box(card, rng, jitter=rng.choice((8.0, 20.0, 40.0)))
-            drawn.crops.append(_cut(picture, box))
-            drawn.crop_labels.append(_crop_label(card, box))
-            drawn.crop_dots.append(_count_dots(dots, box, CROP_SIDE))
-        target = int(y) * (VIEW_PX // TOKEN_PX) + int(x)
-        drawn.rows.append(Row(token_ids, learns, looks, 0, crops, target, index, *_places(token_ids, len(crops))))
+            add_crop(card, demo.sample_box(card, rng, jitter=rng.choice((8.0, 20.0, 40.0))))
+        drawn.rows.append(_row(conversation, dialogue, kind, index, crops, cards))
     return drawn
+
+
+def _row(
+    conversation: RenderedConversation, dialogue: Dialogue, kind: str, card: int, crops: list[int], cards: np.ndarray
+) -> Row:
+    token_ids = np.array(conversation.token_ids, dtype=np.int32)
+    learns, looks = np.zeros(len(token_ids), dtype=bool), np.full(len(token_ids), -1)
+    num_calls = 0
+    for segment in conversation.segments:
+        span = slice(segment.start, segment.stop)
+        learns[span] = segment.kind.is_sampled
+        if segment.kind is SegmentKind.TOOL_CALL:
+            learns[span] = dialogue.learns_call[num_calls]
+            if dialogue.learns_call[num_calls]:
+                part = np.cumsum(token_ids[span] == _worker["apart"])
+                looks[span] = np.array(dialogue.looks)[part.clip(max=len(dialogue.looks) - 1)]
+            num_calls += 1
+        if segment.kind is SegmentKind.ANSWER and not dialogue.learns_call and len(dialogue.looks) == 1:
+            looks[span] = dialogue.looks[0]
+    at_cards = cards[:, 2].astype(int) * VIEW_SIDE + cards[:, 1].astype(int)
+    return Row(token_ids, learns, looks, kind, 0, crops, card, at_cards, *_places(token_ids, len(crops)))
 
 
 def _strange_backdrop(scene: Scene, rng: random.Random) -> Any:
@@ -271,29 +332,62 @@ def _places(token_ids: np.ndarray, num_crops: int) -> tuple[np.ndarray, int]:
     return positions.numpy().astype(np.int32), int(np.flatnonzero(token_ids == image_token_id)[0])
 
 
-def _dialogue(
-    card: Card, rng: random.Random, ref: Any, store: ContentImageStore
-) -> tuple[list[Message], list[tuple[demo.Box, bool]]]:
-    """The messages, and each call's box with whether its digits are to be learnt."""
-    messages: list[Message] = [question_message(ref, card.color)]
-    boxes: list[tuple[demo.Box, bool]] = []
+@dataclass(slots=True)
+class Dialogue:
+    """What is said, and what of it teaches."""
+
+    messages: list[Message]
+    looks: list[int]
+    """The cards that a call is about, in the order in which it names them."""
+    learns_call: list[bool]
+    boxes: list[demo.Box]
+
+
+def _count_dialogue(scene: Scene, index: int, rng: random.Random, ref: Any, store: ContentImageStore) -> Dialogue:
+    card = scene.cards[index]
+    messages: list[Message] = [question_message(ref, question_text(card.color))]
+    boxes: list[demo.Box] = []
+    learns: list[bool] = []
     if rng.random() < 0.4:
-        return [*messages, demo.answer_message(demo.THINK_DIRECT, str(card.count))], boxes
+        messages.append(demo.answer_message(demo.THINK_DIRECT, str(card.count)))
+        return Dialogue(messages, [index], learns, boxes)
     thought = demo.THINK_ZOOM
     blank = store.add_image(_blank())
     while True:
         precise = rng.random() < (0.65 if not boxes else 0.9)
-        box = demo.sample_box(card, rng, jitter=6.0 if precise else 50.0)
-        boxes.append((box, precise))
+        boxes.append(demo.sample_box(card, rng, jitter=6.0 if precise else 50.0))
+        learns.append(precise)
         messages += [
-            demo.call_message(thought.format(color=card.color), box, card.color),
+            demo.call_message(thought.format(color=card.color), boxes[-1], card.color),
             demo.result_message(blank, len(boxes)),
         ]
-        if demo.box_contains(box, card.box):
-            return [*messages, demo.answer_message(demo.THINK_FOUND.format(color=card.color), str(card.count))], boxes
+        if is_hit := demo.box_contains(boxes[-1], card.box):
+            break
         if len(boxes) == 3 or rng.random() < 0.4:
-            return [*messages, demo.answer_message(demo.THINK_MISSED.format(color=card.color), demo.GIVE_UP)], boxes
+            break
         thought = demo.THINK_RETRY
+    thought, answer = (demo.THINK_FOUND, str(card.count)) if is_hit else (demo.THINK_MISSED, demo.GIVE_UP)
+    messages.append(demo.answer_message(thought.format(color=card.color), answer))
+    return Dialogue(messages, [index], learns, boxes)
+
+
+def _distance_dialogue(scene: Scene, index: int, rng: random.Random, ref: Any, _: ContentImageStore) -> Dialogue:
+    pair = [index, rng.choice([other for other in range(3) if other != index])]
+    first, second = (scene.cards[i] for i in pair)
+    messages = distances.demonstrate(first, second, rng, tool_frac=0.7, jitter=6.0)
+    question = question_message(ref, distances.question_text(first, second))
+    return Dialogue([question, *messages], pair, [True] * (len(messages) // 2), [])
+
+
+def _lookup_dialogue(scene: Scene, _: int, rng: random.Random, ref: Any, __: ContentImageStore) -> Dialogue:
+    game, place = rng.choice(lookups.games(held_out=False)), rng.choice(lookups.PLACES)
+    messages = lookups.demonstrate(scene, game, place, rng, tool_frac=0.7, wrong_frac=0.0)
+    asked = scene.cards.index(lookups.asked_card(scene, place))
+    question = question_message(ref, lookups.question_text(game, place))
+    return Dialogue([question, *messages], [asked], [True] * (len(messages) // 2), [])
+
+
+_DIALOGUES = {"count": _count_dialogue, "distance": _distance_dialogue, "lookup": _lookup_dialogue}
 
 
 def _cut(picture: Any, box: demo.Box) -> np.ndarray:
@@ -335,12 +429,14 @@ class Pool:
     crop_features: list[Tensor] | None = None
 
 
-def draw_pool(folder: Path, seeds: range, *, num_held_out: int, num_workers: int, device: torch.device) -> Pool:
+def draw_pool(
+    folder: Path, seeds: range, *, num_held_out: int, is_mixed: bool, num_workers: int, device: torch.device
+) -> Pool:
     """Draw scenes in parallel, the first `num_held_out` of them on held-out photographs."""
     tasks = [(seed, index < num_held_out) for index, seed in enumerate(seeds)]
     views, crops, cards, labels, rows, view_dots, crop_dots = [], [], [], [], [], [], []
     context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers, initializer=_start_worker, initargs=(str(folder),)) as workers:
+    with context.Pool(num_workers, initializer=_start_worker, initargs=(str(folder), is_mixed)) as workers:
         for scene, drawn in enumerate(workers.imap(draw, tasks, chunksize=16)):
             for row in drawn.rows:
                 rows.append(replace(row, scene=scene, crops=[len(crops) + crop for crop in row.crops]))
@@ -457,8 +553,7 @@ class Batch:
     attention_mask: Tensor
     positions: Tensor
     looks: Tensor
-    view_start: Tensor
-    targets: Tensor
+    """[B, T] the token to look at while the next one is predicted; -1: no matter."""
     scenes: Tensor
     crops: Tensor
     order: Tensor
@@ -478,7 +573,7 @@ def make_batch(rows: list[Row], device: torch.device) -> Batch:
     length = max(len(row.token_ids) for row in rows)
     shape = (len(rows), length)
     token_ids, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    labels, looks = np.full(shape, IGNORE, dtype=np.int64), np.zeros(shape, dtype=bool)
+    labels, looks = np.full(shape, IGNORE, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
     positions = np.zeros((3, *shape), dtype=np.int64)
     order: list[np.ndarray] = []
     first_crop = len(rows) * VIEW_TOKENS
@@ -486,7 +581,8 @@ def make_batch(rows: list[Row], device: torch.device) -> Batch:
         stop = len(row.token_ids)
         token_ids[i, :stop], mask[i, :stop], positions[:, i, :stop] = row.token_ids, 1, row.positions
         labels[i, : stop - 1] = np.where(row.learns, row.token_ids, IGNORE)[1:]
-        looks[i, : stop - 1] = row.looks[1:]  # what predicts token t sits at t - 1
+        at = np.where(row.looks < 0, -1, row.view_start + row.at_cards[row.looks])
+        looks[i, : stop - 1] = at[1:]  # what predicts token t sits at t - 1
         order.append(np.arange(VIEW_TOKENS) + i * VIEW_TOKENS)
         num_crop_tokens = len(row.crops) * CROP_TOKENS
         order.append(np.arange(num_crop_tokens) + first_crop)
@@ -497,8 +593,6 @@ def make_batch(rows: list[Row], device: torch.device) -> Batch:
         mask,
         positions,
         looks,
-        np.array([row.view_start for row in rows]),
-        np.array([row.target_token for row in rows]),
         np.array([row.scene for row in rows]),
         np.array([crop for row in rows for crop in row.crops], dtype=np.int64),
         np.concatenate(order),
@@ -540,7 +634,7 @@ def forward(model: Any, pool: Pool, batch: Batch, *, looking: bool) -> Any:
 
 
 def _mirror(images: Tensor, cards: Tensor, dots: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images with the places of their cards ([n, c, 3+]: colour, x, y) and dots ([n, side * side]), or mirrored ones."""
+    """Images with their cards ([n, c, 3+]: colour, x, y) and dots ([n, side * side]), mirrored at random."""
     cards, dots = cards.clone(), dots.view(-1, side, side)
     for axis, coordinate in ((2, 1), (1, 2)):  # columns move x, rows move y
         if random.random() < 0.5:
@@ -569,9 +663,8 @@ def speak(model: Any, pool: Pool, batch: Batch, *, looking: float) -> Tensor:
     if looking <= 0:
         return loss
     attention = output.attentions[LOOKING_LAYER][:, LOOKING_HEAD]  # [B, T, T]
-    key = (batch.view_start + batch.targets)[:, None, None].expand(-1, attention.shape[1], 1)
-    at_card = attention.gather(2, key)[..., 0].float().clamp_min(1e-6)
-    return loss - looking * at_card.log()[batch.looks].mean()
+    at_card = attention.gather(2, batch.looks.clamp_min(0)[..., None])[..., 0].float().clamp_min(1e-6)
+    return loss - looking * at_card.log()[batch.looks >= 0].mean()
 
 
 @torch.no_grad()
@@ -593,13 +686,33 @@ def _encode_all(model: Any, images: Tensor, side: int) -> list[Tensor]:
 
 @torch.no_grad()
 def evaluate(model: Any, pool: Pool, rows: list[Row], device: torch.device) -> dict[str, float]:
-    """Answers without a call, answers from a crop that shows the whole card, and boxes written greedily."""
-    direct = [row for row in rows if not row.crops][:512]
-    found = [row for row in rows if len(row.crops) == 1 and pool.crop_labels[row.crops[0], 4] > 0][:512]
-    groups = {"direct": direct, "read": found}
-    result = {name: _answer_accuracy(model, pool, group, device) for name, group in groups.items()}
-    result["hit"] = _greedy_hit_rate(model, pool, [row for row in found if row.looks.any()], device)
+    """Answers without a call, answers from a crop that shows the whole card, and calls written greedily."""
+    counts = [row for row in rows if row.kind == "count"]
+    called = {kind: [row for row in rows if row.kind == kind and _calls(row)] for kind in _DIALOGUES}
+    read = [row for row in counts if len(row.crops) == 1 and pool.crop_labels[row.crops[0], 4] > 0]
+    groups = {f"direct_{kind}": [row for row in rows if row.kind == kind and not _calls(row)] for kind in _DIALOGUES}
+    result = {
+        name: _answer_accuracy(model, pool, group[:512], device)
+        for name, group in (*groups.items(), ("read", read))
+        if group
+    }
+    checks = {"count": ("hit", _is_hit), "distance": ("measured", _is_measured), "lookup": ("looked_up", _is_query)}
+    for kind, (name, check) in checks.items():
+        if chosen := called[kind][:256]:
+            texts = _greedy_calls(model, pool, chosen, device)
+            result[name] = sum(check(pool, row, text) for row, text in zip(chosen, texts, strict=True)) / len(chosen)
     return result
+
+
+def _calls(row: Row) -> bool:
+    return bool((row.token_ids == _worker["call"]).any())
+
+
+def _call_span(row: Row) -> slice:
+    """What the policy chooses of its first call: all but the constant head and tail of the JSON."""
+    first = int(np.flatnonzero(row.token_ids == _worker["call"])[0])
+    last = int(np.flatnonzero(row.token_ids == _worker["call_end"])[0])
+    return slice(first + 1 + CALL_HEAD_TOKENS, last - 2)
 
 
 def _answer_accuracy(model: Any, pool: Pool, rows: list[Row], device: torch.device) -> float:
@@ -612,26 +725,42 @@ def _answer_accuracy(model: Any, pool: Pool, rows: list[Row], device: torch.devi
     return (output.logits[picked, at - 1].argmax(-1) == batch.token_ids[picked, at]).float().mean().item()
 
 
-def _greedy_hit_rate(model: Any, pool: Pool, rows: list[Row], device: torch.device) -> float:
-    """Share of first boxes, their digits chosen greedily, that hold the whole card."""
+def _greedy_calls(model: Any, pool: Pool, rows: list[Row], device: torch.device) -> list[str]:
+    """What the model chooses to write in the place of each row's first call, as many tokens as there are."""
     batch = make_batch(rows, device)
-    starts = np.array([int(np.flatnonzero(row.looks)[0]) for row in rows])
-    picked = torch.arange(len(rows), device=device)
-    ids = batch.token_ids
-    digits = torch.zeros(len(rows), BOX_TOKENS, dtype=torch.long, device=device)
-    first = torch.from_numpy(starts).to(device) + CALL_HEAD_TOKENS
-    for offset in range(BOX_TOKENS):
-        output = forward(model, pool, batch, looking=False)
-        digits[:, offset] = output.logits[picked, first + offset - 1].argmax(-1)
-        ids[picked, first + offset] = digits[:, offset]
-    hits = 0
-    for i, row in enumerate(rows):
-        text = _worker["renderer"].decode(digits[i].tolist())
-        numbers = [int(part) for part in text.replace(" ", "").split(",") if part.isdigit()]
-        center = (pool.cards[row.scene, row.card, 1:3].cpu().numpy() * TOKEN_PX / VIEW_PX * 1000).tolist()
-        inner = (center[0] - HALF_CARD, center[1] - HALF_CARD, center[0] + HALF_CARD, center[1] + HALF_CARD)
-        hits += len(numbers) == 4 and demo.box_contains(numbers, inner)
-    return hits / len(rows)
+    spans = [_call_span(row) for row in rows]
+    for offset in range(max(span.stop - span.start for span in spans)):
+        going = [i for i, span in enumerate(spans) if span.start + offset < span.stop]
+        at = torch.tensor([spans[i].start + offset for i in going], device=device)
+        logits = forward(model, pool, batch, looking=False).logits
+        batch.token_ids[going, at] = logits[going, at - 1].argmax(-1)
+    decode = _worker["renderer"].decode
+    return [decode(batch.token_ids[i, span].tolist()) for i, span in enumerate(spans)]
+
+
+def _is_hit(pool: Pool, row: Row, text: str) -> bool:
+    """The box holds the whole card."""
+    numbers = [int(part) for part in text.split("]")[0].replace(" ", "").split(",") if part.isdigit()]
+    center = (pool.cards[row.scene, row.card, 1:3].cpu().numpy() * TOKEN_PX / VIEW_PX * 1000).tolist()
+    inner = (center[0] - HALF_CARD, center[1] - HALF_CARD, center[0] + HALF_CARD, center[1] + HALF_CARD)
+    return len(numbers) == 4 and demo.box_contains(numbers, inner)
+
+
+def _is_measured(_: Pool, row: Row, text: str) -> bool:
+    """The two points are as far apart as the demonstration's."""
+    written, wanted = (re.findall(r"\d{3}", part) for part in (text, _call_text(row)))
+    if len(written) != 4:
+        return False
+    apart = [math.dist([int(p[0]), int(p[1])], [int(p[2]), int(p[3])]) for p in (written, wanted)]
+    return round(apart[0] / 100) == round(apart[1] / 100)
+
+
+def _is_query(_: Pool, row: Row, text: str) -> bool:
+    return text == _call_text(row)
+
+
+def _call_text(row: Row) -> str:
+    return _worker["renderer"].decode(row.token_ids[_call_span(row)].tolist())
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -647,8 +776,10 @@ def train(args: argparse.Namespace) -> None:
     folder = build_base(args.out, args.seed)
     seeds = range(args.seed * 10**6, args.seed * 10**6 + args.scenes)
     num_held_out = args.eval_rows // 3
-    pool = draw_pool(folder, seeds, num_held_out=num_held_out, num_workers=args.workers, device=device)
-    _start_worker(str(folder))
+    pool = draw_pool(
+        folder, seeds, num_held_out=num_held_out, is_mixed=args.mixed, num_workers=args.workers, device=device
+    )
+    _start_worker(str(folder), args.mixed)
     torch.set_num_threads(args.threads)
 
     def report(**numbers: float | str) -> None:
@@ -755,6 +886,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--mixed", action="store_true", help="distances and look-ups too, not only counting")
     parser.add_argument("--tower", type=Path, help="OUT.tower.pt of an earlier run: what stage 1 starts from")
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--see-steps", type=int, default=7000)

@@ -394,8 +394,7 @@ def _prepare_torch(config: Config) -> None:
 def load_questions(parts: Parts, source: str, *, max_rows: int | None) -> tuple[Problem, ...]:
     """Questions of a file or of the mini task, checked against the tools and rewards of the run. Raises `DataError`."""
     if source.startswith(f"{MINI}:"):
-        split = _mini_split(source, ("train", "eval"))
-        problems = mini.problems(split, store=parts.store, num_questions=max_rows)
+        problems = mini.problems(source.removeprefix(f"{MINI}:"), store=parts.store, num_questions=max_rows)
     else:
         problems = load_problems(
             Path(source), store=parts.store, system_prompt=parts.config.data.system_prompt, max_rows=max_rows
@@ -412,8 +411,7 @@ def load_questions(parts: Parts, source: str, *, max_rows: int | None) -> tuple[
 def load_demonstrations(parts: Parts, source: str, *, max_rows: int | None) -> tuple[Conversation, ...]:
     """Conversations of a file or of the mini task, checked against the tools of the run. Raises `DataError`."""
     if source.startswith(f"{MINI}:"):
-        _mini_split(source, ("train",))
-        build = functools.partial(mini.conversations, store=parts.store)
+        build = functools.partial(mini.conversations, source.removeprefix(f"{MINI}:"), store=parts.store)
         conversations = build() if max_rows is None else build(num_rows=max_rows)
     else:
         conversations = load_conversations(Path(source), store=parts.store, max_rows=max_rows)
@@ -423,15 +421,6 @@ def load_demonstrations(parts: Parts, source: str, *, max_rows: int | None) -> t
         _check_tools(f"conversation {conversation.id}", conversation.tools, parts.executor.tools)
         _check_images(f"conversation {conversation.id}", conversation.messages, parts.preprocessor)
     return conversations
-
-
-def _mini_split(source: str, splits: Sequence[str]) -> str:
-    split = source.removeprefix(f"{MINI}:")
-    if split not in splits:
-        raise ConfigError(
-            f"data: {source}: the mini task offers {' and '.join(f'{MINI}:{name}' for name in splits)} here."
-        )
-    return split
 
 
 def _check_tools(owner: str, names: Iterable[str] | None, tools: Mapping[str, Tool]) -> None:

@@ -8,13 +8,12 @@ guess by the card's shade.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from axpo.images import ContentImageStore
-from axpo.tasks.mini.questions import question_message, store_scene
-from axpo.tasks.mini.scenes import CROP_PX, SCENE_PX, Card, sample_scene
-from axpo.types import Content, Conversation, ImageRef, Message, ToolCall
+from axpo.tasks.mini.scenes import CROP_PX, SCENE_PX, Card
+from axpo.types import Content, ImageRef, Message, ToolCall
 
 BOX_SIDE = 110
 """Side of a demonstrated box, in thousandths of the picture."""
@@ -36,40 +35,22 @@ class Style:
     """How the demonstrations behave."""
 
     tool_frac: float = 0.28
-    """Share of dialogues that zoom."""
+    """Share of dialogues that call a tool."""
     jitter: float = 15.0
     """Standard deviation of a box's centre per axis, in thousandths of the picture."""
     retry_frac: float = 0.3
     """Share of misses after which a second (third) box is tried."""
     max_calls: int = 3
-
-
-def conversations(
-    *,
-    store: ContentImageStore,
-    num_rows: int = 1536,
-    seed: int = 0,
-    style: Style | None = None,
-    on_progress: Callable[[], None] | None = None,
-) -> tuple[Conversation, ...]:
-    """`num_rows` demonstrations on training photographs, three to a picture (one for each card)."""
-    made: list[Conversation] = []
-    while len(made) < num_rows:
-        rng = random.Random(f"demonstrations/{seed}/{len(made)}")
-        scene = sample_scene(rng, held_out=False)
-        image = store_scene(scene, store)
-        for card in scene.cards:
-            messages = (question_message(image, card.color), *demonstrate(card, rng, style or Style(), image, store))
-            made.append(Conversation(id=f"mini-sft-{seed}-{len(made):05d}", messages=messages))
-        if on_progress is not None:
-            on_progress()
-    return tuple(made[:num_rows])
+    point_jitter: float = 45.0
+    """Standard deviation of a measured point per axis, in thousandths of the picture."""
+    wrong_lookup_frac: float = 0.6
+    """Share of look-ups about another card of the picture."""
 
 
 def demonstrate(
     card: Card, rng: random.Random, style: Style, image: ImageRef, store: ContentImageStore
 ) -> tuple[Message, ...]:
-    """The messages after the question."""
+    """The messages after a question about the card's dots."""
     if rng.random() >= style.tool_frac:
         return (answer_message(THINK_DIRECT, str(card.count)),)
     messages: list[Message] = []
