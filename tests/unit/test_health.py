@@ -18,6 +18,13 @@ HEALTHY: dict[str, Any] = {
     "tools/calls": 40,
     "tools/failures/timeout": 0,
     "tools/failures/bad_arguments": 4,
+    "tools/look/calls": 30,
+    "tools/look/failures": 4,
+    "tools/look/cut": 1,
+    "tools/look/seconds": 2.0,
+    "tools/look/queue_seconds": 1.5,
+    "tools/ask/calls": 10,
+    "tools/ask/failures": 0,
     "resample/budget": 32,
     "resample/used": 32,
     "resample/triggered": 9,
@@ -54,6 +61,10 @@ def test_a_healthy_run_is_silent() -> None:
         ({"rollout__tool_use_rate": 0.0}, "tool_never_called"),
         ({"rollout__tool_use_rate": [0.04, 0.02, 0.0, 0.0, 0.0]}, "tool_use_vanishing"),
         ({"tools__failures/timeout": [30, 30, 30]}, "tool_failures"),
+        ({"tools__ask/failures": [6, 6, 6]}, "tool_failures"),
+        ({"tools__ask/calls": [0] * 10}, "tool_unused"),
+        ({"tools__look/cut": [10, 10, 10]}, "results_cut"),
+        ({"tools__look/queue_seconds": [2.5]}, "tool_queue"),
         ({"rollout__dropped": [2]}, "rollouts_dropped"),
         ({"groups__zero_signal": 0.95}, "no_signal"),
         ({"resample__used": 0}, "budget_unused"),
@@ -66,6 +77,11 @@ def test_each_alarm_is_raised_alone_and_says_what_to_do(changes: dict[str, Any],
     assert alarm.name == name
     assert alarm.step == 12
     assert alarm.text.endswith(".") and alarm.advice.endswith(".")
+
+
+def test_a_run_that_calls_no_tool_has_one_alarm_about_it() -> None:
+    silent = history(rollout__tool_use_rate=0.0, tools__calls=0, **{"tools__look/calls": 0, "tools__ask/calls": 0})
+    assert names(silent) == ["tool_never_called"]
 
 
 def test_alarms_end_with_their_cause() -> None:

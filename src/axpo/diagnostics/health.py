@@ -37,6 +37,9 @@ def check(history: History, *, max_logprob_gap: float = MAX_LOGPROB_GAP) -> tupl
         lambda steps: _check_logprob_gap(steps, max_logprob_gap),
         _check_tool_use,
         _check_tool_failures,
+        _check_unused_tools,
+        _check_cut_results,
+        _check_queues,
         _check_dropped,
         _check_signal,
         _check_resampling,
@@ -124,20 +127,91 @@ def _check_tool_use(steps: History) -> Alarm | None:
 
 def _check_tool_failures(steps: History) -> Alarm | None:
     recent = steps[-3:]
-    calls = sum(step.get("tools/calls") or 0 for step in recent)
-    kinds = {key: sum(step.get(key) or 0 for step in recent) for key in steps[-1] if key.startswith("tools/failures/")}
-    failures = sum(kinds.values())
-    if calls < 10 or failures <= 0.5 * calls:
+    totals = {name: _of_tool(recent, name) for name in ("", *_tool_names(steps))}
+    failing = [name for name, (calls, failures) in totals.items() if calls >= 10 and failures > 0.5 * calls]
+    if not failing:
         return None
+    kinds = {key: sum(step.get(key) or 0 for step in recent) for key in steps[-1] if key.startswith("tools/failures/")}
     worst = max(kinds, key=lambda key: kinds[key])
+    shares = [
+        f"{totals[name][1] / totals[name][0]:.0%} of {totals[name][0]} {name or 'tool'} calls" for name in failing
+    ]
     return _alarm(
         steps[-1],
         "tool_failures",
         level="error",
-        text=f"{failures / calls:.0%} of the last {calls} tool calls failed, most of them: {worst.rpartition('/')[2]}.",
+        text=f"{', '.join(shares)} of the last steps failed, most failures: {worst.rpartition('/')[2]}.",
         advice="Read a few failing calls in the rollouts file. Malformed calls: the demonstrations do not match the "
         "template. Bad arguments: the tool's schema is unclear.",
     )
+
+
+def _check_unused_tools(steps: History) -> Alarm | None:
+    recent = steps[-WINDOW_STEPS:]
+    names = _tool_names(steps)
+    unused = [name for name in names if not any(step.get(f"tools/{name}/calls") for step in recent)]
+    if len(recent) < WINDOW_STEPS or not unused or len(unused) == len(names):  # no tool at all is another alarm
+        return None
+    return _alarm(
+        steps[-1],
+        "tool_unused",
+        level="warning",
+        text=f"No call of {', '.join(unused)} in {WINDOW_STEPS} steps, while other tools are called.",
+        advice="A tool that is never called never improves. Is there a question that needs it? Do the demonstrations "
+        "show it? Otherwise take it out of `data.tools`: it costs tokens in every prompt.",
+    )
+
+
+def _check_cut_results(steps: History) -> Alarm | None:
+    recent = steps[-3:]
+    cut = {name: sum(step.get(f"tools/{name}/cut") or 0 for step in recent) for name in _tool_names(steps)}
+    often = [name for name, num in cut.items() if num >= 5 and num > 0.2 * _of_tool(recent, name)[0]]
+    if not often:
+        return None
+    return _alarm(
+        steps[-1],
+        "results_cut",
+        level="warning",
+        text=f"More than a fifth of the results of {', '.join(often)} were too large and lost a part.",
+        advice="The model may miss what it asked for: raise `data.tool_limits.TOOL.max_result_tokens` (or the bounds "
+        "on images), or make the tool answer more briefly.",
+    )
+
+
+def _check_queues(steps: History) -> Alarm | None:
+    last = steps[-1]
+    waiting = {
+        name: last.get(f"tools/{name}/queue_seconds") or 0
+        for name in _tool_names(steps)
+        if (last.get(f"tools/{name}/queue_seconds") or 0) > max(1.0, last.get(f"tools/{name}/seconds") or 0)
+    }
+    if not waiting:
+        return None
+    return _alarm(
+        last,
+        "tool_queue",
+        level="warning",
+        text=f"Calls wait longer than they run: {', '.join(f'{name} {s:.1f} s' for name, s in waiting.items())}.",
+        advice="Raise `data.tool_limits.TOOL.max_concurrent` if the machine or the service can take it. A wait after "
+        "faults of ours counts too: see the warnings on standard error.",
+    )
+
+
+def _tool_names(steps: History) -> tuple[str, ...]:
+    """Tools that any step logged."""
+    keys = {
+        key for step in steps[-WINDOW_STEPS:] for key in step if key.startswith("tools/") and key.endswith("/calls")
+    }
+    return tuple(sorted(key.split("/")[1] for key in keys if key.count("/") == 2))
+
+
+def _of_tool(steps: History, name: str) -> tuple[int, int]:
+    """Calls and failures of a tool; of all when `name` is empty."""
+    kinds = [key for key in steps[-1] if key.startswith("tools/failures/")]
+    calls = [f"tools/{name}/calls" if name else "tools/calls"]
+    failures = [f"tools/{name}/failures"] if name else kinds
+    num_calls, num_failures = (sum(step.get(key) or 0 for step in steps for key in keys) for keys in (calls, failures))
+    return num_calls, num_failures
 
 
 def _check_dropped(steps: History) -> Alarm | None:

@@ -34,8 +34,11 @@ def rollout_metrics(
     num_dropped: int,
     *,
     problems: Sequence[Problem] = (),
+    tools: Sequence[str] = (),
 ) -> Metrics:
-    """All numbers of the rollout phase of one step. `problems` with target boxes add the `zoom/` keys."""
+    """All numbers of the rollout phase of one step. `problems` with target boxes add the `zoom/` keys; `tools` are the
+    names of the tools offered, so that one that was never called is counted too.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     resampled = [rollout for group in continuations for rollout in group.rollouts]
     return {
@@ -48,7 +51,7 @@ def rollout_metrics(
         **_reward_metrics(rollouts, resampled),
         **_group_metrics(groups),
         **_resample_metrics(groups, continuations, plan),
-        **tool_metrics(rollouts),
+        **tool_metrics(rollouts, tools=tools),
         **length_metrics(rollouts),
         "tokens/generated": sum(rollout.num_sampled_tokens for rollout in (*rollouts, *resampled)),
         "tokens/resampled": sum(rollout.num_sampled_tokens for rollout in resampled),
@@ -56,8 +59,8 @@ def rollout_metrics(
     }
 
 
-def tool_metrics(rollouts: Sequence[Rollout]) -> Metrics:
-    """Tool calls, their failures by kind and by tool, and their mean wall time in seconds."""
+def tool_metrics(rollouts: Sequence[Rollout], *, tools: Sequence[str] = ()) -> Metrics:
+    """Tool calls, their failures by kind, and what became of the calls of each tool; times in seconds."""
     results = [result for rollout in rollouts for result in rollout.tool_results]
     failures = Counter(result.failure.kind for result in results if result.failure is not None)
     metrics: Metrics = {
@@ -68,10 +71,21 @@ def tool_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     }
     # A fault of ours ends the rollout: it is no result of a call, `rollout/dropped` counts it.
     metrics |= {f"tools/failures/{kind}": failures[kind] for kind in FailureKind if kind.is_model_fault}
-    for name in sorted({_known_name(result) for result in results} - {None}, key=str):
+    for name in sorted({*tools, *filter(None, map(_known_name, results))}):
         of_tool = [result for result in results if _known_name(result) == name]
-        metrics[f"tools/{name}/calls"] = len(of_tool)
-        metrics[f"tools/{name}/failures"] = sum(result.failure is not None for result in of_tool)
+        times_s = [result.wall_time_s - result.queue_time_s for result in of_tool]
+        users = sum(any(_known_name(result) == name for result in rollout.tool_results) for rollout in rollouts)
+        metrics |= {
+            f"tools/{name}/calls": len(of_tool),
+            f"tools/{name}/use_rate": ratio(users, len(rollouts)),
+            f"tools/{name}/failures": sum(result.failure is not None for result in of_tool),
+            f"tools/{name}/seconds": _mean(times_s),
+            f"tools/{name}/seconds_max": max(times_s, default=None),
+            f"tools/{name}/queue_seconds": _mean(result.queue_time_s for result in of_tool),
+            f"tools/{name}/retried": sum(result.num_tries > 1 for result in of_tool),
+            f"tools/{name}/cached": sum(result.is_cached for result in of_tool),
+            f"tools/{name}/cut": sum(result.is_cut for result in of_tool),
+        }
     return metrics
 
 

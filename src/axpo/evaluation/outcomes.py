@@ -38,6 +38,8 @@ class QuestionOutcome:
     response_tokens: int
     zooms: ZoomCounts | None
     """None when the question names no target box."""
+    category: str = ""
+    """Questions with one label get numbers of their own beside those over all."""
 
 
 def question_outcome(
@@ -57,6 +59,7 @@ def question_outcome(
         num_truncated=sum(rollout.stop_reason.is_truncated for rollout in rollouts),
         response_tokens=sum(len(s) for rollout in rollouts for s in rollout.segments if s.kind is not prompt),
         zooms=count_zooms(rollouts, metadata),
+        category=str(metadata.get("category", "")),
     )
 
 
@@ -90,7 +93,16 @@ def metric_addends(outcomes: Sequence[QuestionOutcome]) -> dict[str, Callable[[Q
     """The numbers these outcomes allow, by name without `eval/`."""
     num_samples = _num_samples(outcomes)
     named = {f"pass@{k}": _pass_at(k) for k in sorted({1, num_samples})} | _TOOL_METRICS
-    return named | _ZOOM_METRICS if any(outcome.zooms is not None for outcome in outcomes) else named
+    if any(outcome.zooms is not None for outcome in outcomes):
+        named |= _ZOOM_METRICS
+    categories = sorted({outcome.category for outcome in outcomes} - {""})
+    split = ("pass@1", f"pass@{num_samples}", "tool_use_rate")
+    of_category = {f"{label}/{name}": _within(label, named[name]) for label in categories for name in split}
+    return named | of_category if len(categories) > 1 else named
+
+
+def _within(label: str, addends: Callable[[QuestionOutcome], Addends]) -> Callable[[QuestionOutcome], Addends]:
+    return lambda outcome: addends(outcome) if outcome.category == label else (0, 0)
 
 
 def _num_samples(outcomes: Sequence[QuestionOutcome]) -> int:

@@ -137,7 +137,12 @@ class RolloutSource:
         rollouts = data.rollouts
         metrics: Metrics = {
             **rollout_metrics(
-                rollouts.groups, rollouts.continuations, rollouts.plan, rollouts.num_dropped, problems=data.problems
+                rollouts.groups,
+                rollouts.continuations,
+                rollouts.plan,
+                rollouts.num_dropped,
+                problems=data.problems,
+                tools=tuple(self._setup.executor.tools),
             ),
             "seconds/rollout": rollouts.rollout_s,
             "seconds/resample": rollouts.resample_s,
