@@ -8,12 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from axpo.reports.charts import draw_charts
+from axpo.reports.charts import PANELS, draw_charts
 from axpo.reports.pictures import PictureBook
 from axpo.reports.runs import Arm, load_arms
 from axpo.reports.tables import (
     PHASES,
     alarm_rows,
+    categories,
     columns,
     edge_means,
     final_table,
@@ -22,6 +23,7 @@ from axpo.reports.tables import (
     run_facts,
     write_verdict,
 )
+from axpo.reports.tools import tool_panels, tool_rows
 from axpo.reports.trees import build_group, choose_groups
 
 _METHOD_COLORS = {"SFT": ("#6b7280", "#9aa3af"), "GRPO": ("#d55e00", "#ff9a4d"), "AXPO": ("#0072b2", "#56b4e9")}
@@ -54,13 +56,20 @@ def _environment() -> Any:
         lstrip_blocks=True,
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
     )
-    environment.filters |= {"percent": percent, "signed": _signed}
+    environment.filters |= {"percent": percent, "signed": _signed, "seconds": _seconds}
     return environment
 
 
 def _signed(value: float) -> str:
     """An advantage: `−0.50`; zero has no sign."""
     return f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0"
+
+
+def _seconds(value: float | None) -> str:
+    """`0.0031` -> `3.1 ms`; a dash for nothing."""
+    if value is None:
+        return "–"
+    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
 def _context(arms: Sequence[Arm], *, max_groups: int) -> dict[str, Any]:
@@ -75,10 +84,12 @@ def _context(arms: Sequence[Arm], *, max_groups: int) -> dict[str, Any]:
         "arms": arms,
         "colors": arm_colors(arms),
         "rows": rows,
-        "columns": columns(rows),
+        "tables": [("Held-out questions", columns(rows))]
+        + [(f"Held-out questions: {label}", columns(rows, label)) for label in categories(rows)],
         "changes": [(arms.index(arm), arm, _changes(arm)) for arm in resampling],
         "num_continuations": _num_continuations(arms),
-        "charts": draw_charts(arms),
+        "charts": draw_charts(arms, (*PANELS, *tool_panels(arms))),
+        "tools": tool_rows(arms),
         "phases": _phases(arms),
         "phase_order": PHASES,
         "alarms": alarm_rows(arms),

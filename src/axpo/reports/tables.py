@@ -61,8 +61,13 @@ def final_table(arms: Sequence[Arm]) -> tuple[TableRow, ...]:
     return (_table_row(START_LABEL, start_arm, starting), *rows) if start_arm is not None else tuple(rows)
 
 
-def columns(rows: Sequence[TableRow]) -> dict[str, str]:
-    """Metric name -> heading, for those that at least one row has."""
+def categories(rows: Sequence[TableRow]) -> tuple[str, ...]:
+    """Labels of the questions that have numbers of their own."""
+    return tuple(sorted({name.partition("/")[0] for row in rows for name in row.cells if "/" in name}))
+
+
+def columns(rows: Sequence[TableRow], category: str = "") -> dict[str, str]:
+    """Metric name -> heading, for those that at least one row has; over all questions, or over those of a category."""
     passes = sorted({name for row in rows for name in row.cells if name.startswith("pass@")}, key=_k_of)
     headings = {name: f"Pass@{_k_of(name)}" for name in passes} | {
         "tool_use_rate": "Tool use",
@@ -71,10 +76,11 @@ def columns(rows: Sequence[TableRow]) -> dict[str, str]:
         "accuracy_given_hit": "Right after a hit",
         "accuracy_given_miss": "Right after a miss",
     }
+    prefix = f"{category}/" if category else ""
     return {
-        name: heading
+        f"{prefix}{name}": heading
         for name, heading in headings.items()
-        if any(row.cells.get(name, UNKNOWN).estimate is not None for row in rows)
+        if any(row.cells.get(f"{prefix}{name}", UNKNOWN).estimate is not None for row in rows)
     }
 
 
