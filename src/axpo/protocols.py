@@ -53,6 +53,18 @@ class InferenceEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksummedEngine(InferenceEngine, Protocol):
+    """An engine that can prove which weights it runs: one stale update is found however small it was."""
+
+    def weights_checksum(self) -> int:
+        """`axpo.models.checksums.weights_checksum` of the weights that the next request will use, read where they are.
+
+        Each weight once, tied and replicated ones too, in the run's `model.dtype`; the sums of shards add up.
+        """
+        ...
+
+
 # -- tools ------------------------------------------------------------------------------------------------------------
 
 

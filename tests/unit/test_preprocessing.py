@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from axpo.errors import CheckpointError, DataError
+from axpo.errors import CheckpointError, ConfigError, DataError
 from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.types import ImageRef
@@ -119,6 +119,47 @@ def test_bounds_can_be_replaced(tmp_path: Path) -> None:
     preprocessor = ImagePreprocessor.from_pretrained(write(tmp_path, PUBLISHED), min_pixels=1024, max_pixels=4096)
     assert preprocessor.num_tokens(ref_of(512, 512)) == 4  # 64 x 64
     assert preprocessor.num_tokens(ref_of(8, 8)) == 1  # 32 x 32
+
+
+@pytest.mark.parametrize(("least_px", "own_px"), [(65536, 65536), (1024, 1)])
+def test_an_option_that_is_too_small_is_named(tmp_path: Path, least_px: int, own_px: int) -> None:
+    write(tmp_path, {**PUBLISHED, "size": {"shortest_edge": own_px, "longest_edge": 16777216}})
+    message = rf"model\.max_image_px: expected at least {least_px}, .*, got {least_px - 1}\. Raise it"
+    with pytest.raises(ConfigError, match=message):
+        ImagePreprocessor.from_pretrained(tmp_path, max_pixels=least_px - 1)
+    assert ImagePreprocessor.from_pretrained(tmp_path, max_pixels=least_px).max_pixels == least_px
+
+
+SPELLINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "published": {"preprocessor_config.json": PUBLISHED},
+    "old": {"preprocessor_config.json": {**PUBLISHED, "size": None, "min_pixels": 65536, "max_pixels": 16777216}},
+    "of a processor": {"processor_config.json": {"image_processor": PUBLISHED, "processor_class": "P"}},
+    "both": {"preprocessor_config.json": PUBLISHED, "processor_config.json": {"image_processor": PUBLISHED}},
+    "a processor without images": {"preprocessor_config.json": PUBLISHED, "processor_config.json": {"x": 1}},
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_saved_bounds_are_what_everybody_reads(tmp_path: Path, spelling: str) -> None:
+    from transformers import Qwen2VLImageProcessor
+
+    for name, settings in SPELLINGS[spelling].items():
+        write(tmp_path, settings, name)
+    ImagePreprocessor.from_pretrained(tmp_path, max_pixels=262144).save_bounds(tmp_path)
+    again = ImagePreprocessor.from_pretrained(tmp_path)
+    assert (again.min_pixels, again.max_pixels) == (65536, 262144)
+    published = Qwen2VLImageProcessor.from_pretrained(tmp_path)
+    assert (published.size["shortest_edge"], published.size["longest_edge"]) == (65536, 262144)
+    for name, settings in SPELLINGS[spelling].items():
+        kept = json.loads((tmp_path / name).read_text())
+        assert kept.get("processor_class") == settings.get("processor_class"), "the rest stays"
+
+
+def test_files_with_the_right_bounds_stay_as_they_are(tmp_path: Path) -> None:
+    file = write(tmp_path, PUBLISHED) / "preprocessor_config.json"
+    before = file.read_bytes()
+    ImagePreprocessor.from_pretrained(tmp_path).save_bounds(tmp_path)
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(

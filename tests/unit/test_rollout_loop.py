@@ -375,6 +375,23 @@ def test_a_step_has_siblings_then_the_plans_continuations(world: World) -> None:
     assert len(set(ids)) == 14
 
 
+@pytest.mark.parametrize(("plan", "expected"), [(plan_all, 14), (no_plan, 6)])
+def test_a_step_tells_how_many_rollouts_it_has_before_it_samples_them(world: World, plan: Any, expected: int) -> None:
+    events: list[str | int] = []
+    collecting = collect_step(
+        [world.problem(id="a"), world.problem(id="b")],
+        setup=world.setup(world.engine(CALL, WRONG)),
+        group_size=3,
+        seed=0,
+        step=7,
+        plan=plan,
+        on_rollout=lambda rollout: events.append("rollout" if rollout.prefix is None else "continuation"),
+        on_total=events.append,
+    )
+    asyncio.run(collecting)
+    assert events == [6, *["rollout"] * 6, expected, *["continuation"] * (expected - 6)]
+
+
 def test_the_same_step_sends_the_same_requests(world: World) -> None:
     def requests(step: int) -> set[tuple[tuple[int, ...], int]]:
         engine = world.engine(CALL, WRONG)

@@ -86,6 +86,11 @@ class RunConsole:
         if self._rollouts_per_step:
             self.start_rollouts(f"step {step}", self._rollouts_per_step)
 
+    def on_total(self, num_rollouts: int) -> None:
+        """Correct the bar's length: fewer questions than a step could take, or continuations that were planned."""
+        if self._bars is not None and self._rollouts is not None:
+            self._bars.update(self._rollouts, total=num_rollouts)
+
     def on_rollout(self, rollout: Rollout) -> None:
         """Move the bar."""
         if self._bars is not None and self._rollouts is not None:

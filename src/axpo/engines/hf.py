@@ -16,6 +16,7 @@ from torch import Tensor
 
 from axpo.engines.decoding import DecodeBatch, DecodeRow, DecodeStats
 from axpo.errors import EngineFault, RecordError, WeightSyncError
+from axpo.models.checksums import weights_checksum
 from axpo.models.qwen3_vl import ImageFeatureCache, base_model
 from axpo.types import Completion, GenerationRequest
 
@@ -35,7 +36,7 @@ Result = tuple[Future[Completion], Outcome]
 
 
 class HfEngine:
-    """An `axpo.protocols.InferenceEngine` that owns `model`, a transformers Qwen3-VL, and decodes in a worker thread.
+    """An `axpo.protocols.ChecksummedEngine` that owns `model`, a transformers Qwen3-VL, and decodes in a worker thread.
 
     Requests join the running batch and leave it when they finish, so neither a long answer nor a slow tool holds up
     other rollouts. After a row has finished, the worker lets the event loop run `SETTLING_TURNS` times before the next
@@ -144,6 +145,10 @@ class HfEngine:
                     self._waiting.clear()
                 self._num_updates_waiting -= 1
                 self._wake.notify_all()
+
+    def weights_checksum(self) -> int:
+        """Fingerprint of the weights in the model."""
+        return weights_checksum(base_model(self._model).parameters())
 
     def close(self) -> None:
         """Stop the worker after its current step; requests that are not done fail with `EngineFault`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from axpo.errors import CheckpointError, DataError
+from axpo.errors import CheckpointError, ConfigError, DataError
 from axpo.models.loading import find_checkpoint_file
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from axpo.types import ImageRef
 
 MAX_ASPECT_RATIO = 200
+SETTINGS_FILES = (("preprocessor_config.json", None), ("processor_config.json", "image_processor"))
+"""Where a checkpoint may keep its image settings, and under which key; the first one counts."""
 
 
 class ImagePreprocessor:
@@ -42,20 +44,43 @@ class ImagePreprocessor:
     ) -> ImagePreprocessor:
         """Read the settings of a checkpoint: a folder, or a hub id through huggingface_hub's cache.
 
-        `min_pixels` and `max_pixels` replace the checkpoint's bounds on the resized picture, in pixels. Raises
-        `CheckpointError` when the settings are missing or unusable.
+        `min_pixels` and `max_pixels` (the option `model.max_image_px`) replace the checkpoint's bounds on the resized
+        picture, in pixels. Raises `CheckpointError` when the settings are missing or unusable, `ConfigError` when
+        `max_pixels` does not fit them.
         """
         settings = _read_settings(path)
         size = settings["size"]
         size["shortest_edge"] = size["shortest_edge"] if min_pixels is None else min_pixels
         size["longest_edge"] = size["longest_edge"] if max_pixels is None else max_pixels
         factor_px = settings["patch_size"] * settings["merge_size"]
+        least_px = max(size["shortest_edge"], factor_px**2)
+        if max_pixels is not None and max_pixels < least_px:
+            raise ConfigError(
+                f"model.max_image_px: expected at least {least_px}, to which {path} scales up smaller pictures, "
+                f"got {max_pixels}. Raise it, or leave it out for the checkpoint's own bound."
+            )
         if not 0 < size["shortest_edge"] <= size["longest_edge"] or size["longest_edge"] < factor_px**2:
             raise CheckpointError(
                 f"{path}: images between min_pixels {size['shortest_edge']} and max_pixels {size['longest_edge']} are "
                 f"impossible: need 0 < min_pixels <= max_pixels and room for one token of {factor_px}x{factor_px} px."
             )
         return cls(settings)
+
+    def save_bounds(self, folder: Path) -> None:
+        """Put the bounds into the image settings that lie in `folder`; whoever loads them then sees the same pixels.
+
+        Files that say so already stay as they are, byte for byte.
+        """
+        bounds = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+        for name, key in SETTINGS_FILES:
+            file = folder / name
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            settings: dict[str, Any] = content if key is None else content.get(key, {})
+            if settings and _bounds(settings) != bounds:
+                for spelling in ("min_pixels", "max_pixels"):
+                    settings.pop(spelling, None)
+                settings["size"] = bounds
+                file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @property
     def patch_dim(self) -> int:
@@ -97,11 +122,7 @@ class ImagePreprocessor:
 def _read_settings(path: str | Path) -> dict[str, Any]:
     """The settings that matter, with the names of the published file; older spellings are understood."""
     raw = _read_raw_settings(path)
-    size = cast("dict[str, Any]", raw.get("size") or {})
-    bounds = {
-        "shortest_edge": size.get("shortest_edge", size.get("min_pixels", raw.get("min_pixels"))),
-        "longest_edge": size.get("longest_edge", size.get("max_pixels", raw.get("max_pixels"))),
-    }
+    bounds = _bounds(raw)
     names = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
     settings = {**{name: raw.get(name) for name in names}, "size": bounds}
     missing = [name for name, value in {**settings, **bounds}.items() if value is None]
@@ -112,8 +133,16 @@ def _read_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
+def _bounds(raw: Mapping[str, Any]) -> dict[str, Any]:
+    size = cast("dict[str, Any]", raw.get("size") or {})
+    return {
+        "shortest_edge": size.get("shortest_edge", size.get("min_pixels", raw.get("min_pixels"))),
+        "longest_edge": size.get("longest_edge", size.get("max_pixels", raw.get("max_pixels"))),
+    }
+
+
 def _read_raw_settings(path: str | Path) -> dict[str, Any]:
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+    for name, key in SETTINGS_FILES:
         file = find_checkpoint_file(path, name)
         if file is None:
             continue

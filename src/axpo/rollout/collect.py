@@ -15,6 +15,8 @@ from axpo.rollout.seeding import derive_seed
 from axpo.types import ContinuationGroup, Problem, ResamplePlan, Rollout, RolloutGroup, ThinkingPrefix
 
 OnRollout = Callable[[Rollout], None]
+OnTotal = Callable[[int], None]
+"""Told of how many rollouts a step consists, as far as is known: at first its siblings, then its continuations too."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +51,20 @@ async def collect_step(
     step: int,
     plan: Callable[[tuple[RolloutGroup, ...]], ResamplePlan],
     on_rollout: OnRollout | None = None,
+    on_total: OnTotal | None = None,
 ) -> StepRollouts:
     """(1) sample the siblings, (2) let `plan` decide over the whole step, (3) sample its continuations."""
     started_s = time.monotonic()
+    num_siblings = len(problems) * group_size
+    if on_total is not None:
+        on_total(num_siblings)
     sampled = await sample_groups(
         problems, setup=setup, group_size=group_size, seed=seed, tag=f"step-{step}", on_rollout=on_rollout
     )
     planned_s = time.monotonic()
     resample_plan = plan(sampled.groups)
+    if on_total is not None:
+        on_total(num_siblings + resample_plan.num_planned)
     by_id = {problem.id: problem for problem in problems}
     continuations, num_dropped = await _sample_continuations(
         resample_plan, by_id, setup=setup, seed=seed, on_rollout=on_rollout

@@ -201,18 +201,6 @@ class Config(_Table):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
-    @model_validator(mode="after")
-    def _budget_pays_for_a_prefix(self) -> Self:
-        num_rollouts = self.rollout.questions_per_step * self.rollout.group_size
-        budget = int(ExactFraction(str(self.algorithm.resample_budget_frac)) * num_rollouts)
-        if self.algorithm.resample_budget_frac > 0 and budget < self.algorithm.num_continuations:
-            raise ValueError(
-                f"algorithm.resample_budget_frac: a budget of {budget} continuations (of {num_rollouts} rollouts "
-                f"a step) never pays for one prefix of num_continuations = {self.algorithm.num_continuations}; "
-                "raise it, or set it to 0 for GRPO"
-            )
-        return self
-
 
 def parse_config(table: Mapping[str, Any], *, origin: str) -> Config:
     """Validate TOML tables. Raises `ConfigError` with one line per mistake; `origin` says where they were written."""
@@ -221,6 +209,19 @@ def parse_config(table: Mapping[str, Any], *, origin: str) -> Config:
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from error
+
+
+def check_resampling(config: Config, *, origin: str) -> None:
+    """Raise `ConfigError` when the budget of a step never pays for a prefix; for reinforcement learning only."""
+    algorithm = config.algorithm
+    num_rollouts = config.rollout.questions_per_step * config.rollout.group_size
+    budget = int(ExactFraction(str(algorithm.resample_budget_frac)) * num_rollouts)
+    if algorithm.resample_budget_frac > 0 and budget < algorithm.num_continuations:
+        raise ConfigError(
+            f"{origin}: algorithm.resample_budget_frac: a budget of {budget} continuations (of {num_rollouts} rollouts "
+            f"a step) never pays for one prefix of num_continuations = {algorithm.num_continuations}; "
+            "raise it, or set it to 0 for GRPO"
+        )
 
 
 def format_toml(config: Config) -> str:

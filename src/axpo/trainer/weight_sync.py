@@ -1,14 +1,17 @@
-"""New weights into the engine, and a check that it samples from them."""
+"""New weights into the engine, and checks that it samples from them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from axpo.errors import WeightSyncError
-from axpo.protocols import InferenceEngine, RenderedTokens
+from axpo.models.checksums import MODULUS, weights_checksum
+from axpo.protocols import ChecksummedEngine, InferenceEngine, RenderedTokens
 from axpo.trainer.policy import Policy
 from axpo.types import GenerationRequest, RowRole, SamplingParams, TrainingRow
 
@@ -18,11 +21,12 @@ MAX_GAP = {"float32": 1e-3, "bfloat16": 0.2}
 
 
 class WeightSync:
-    """Hands over weights and compares both sides on one short, fixed prompt.
+    """Hands over weights and checks what the engine makes of them, in two ways.
 
-    Both sides score the same tokens: a difference means other weights, other positions, other images or another
-    temperature. `version` tells which update the engine must report. An engine that keeps old weights is found once the
-    updates it missed move the probe by more than `MAX_GAP`; at a small learning rate that takes several.
+    Both sides score the same tokens of one short, fixed prompt: a difference means other weights, other positions,
+    other images or another temperature. And an `axpo.protocols.ChecksummedEngine` reports the checksum of what it runs:
+    it must be that of what it was given, in the compute precision. Another engine that keeps old weights is found only
+    once the updates it missed move the probe by more than `MAX_GAP`; at a small learning rate that takes many.
     """
 
     def __init__(
@@ -38,11 +42,38 @@ class WeightSync:
         self._engine = engine
         self._probe = probe
         self._sampling = sampling
+        self._dtype: torch.dtype = getattr(torch, dtype)
         self._max_gap = MAX_GAP[dtype]
 
     def push(self, version: int) -> float:
         """Update the engine; returns the gap of the canary in nats. Raises `WeightSyncError`."""
-        self._engine.update_weights(self._policy.engine_weights(), version)
+        weights = self._policy.engine_weights()
+        if not isinstance(self._engine, ChecksummedEngine):
+            self._engine.update_weights(weights, version)
+            return self._check_canary(version)
+        given: list[int] = []
+        self._engine.update_weights(self._record_checksums(weights, given), version)
+        gap = self._check_canary(version)
+        self._check_weights(self._engine.weights_checksum(), sum(given) % MODULUS, version)
+        return gap
+
+    def _record_checksums(
+        self, weights: Iterator[tuple[str, Tensor]], found: list[int]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The same weights; checksums are taken as they pass, since merging adapters a second time would be dear."""
+        for name, tensor in weights:
+            found.append(weights_checksum([tensor], dtype=self._dtype))
+            yield name, tensor
+
+    def _check_weights(self, found: int, given: int, version: int) -> None:
+        if found != given:
+            raise WeightSyncError(
+                f"after update {version} the checksum of the engine's weights is {found:016x}, that of those it was "
+                f"given {given:016x}: it runs others, be they older or of another precision than model.dtype. "
+                "Resume from the last checkpoint; if it happens again, the engine is at fault."
+            )
+
+    def _check_canary(self, version: int) -> float:
         request = GenerationRequest(
             token_ids=self._probe.token_ids,
             images=self._probe.images,
