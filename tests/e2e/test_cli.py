@@ -97,6 +97,19 @@ def test_a_mistake_gives_one_clear_error_and_exit_code_2(
     assert not (tmp_path / "run" / "config.toml").exists(), "a run that never started must not block its folder"
 
 
+def test_only_training_needs_a_budget_that_pays_for_a_prefix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of(algorithm__resample_budget_frac=0.1, data__max_eval_rows=1)  # floor(0.1 * 2 * 4) = 0
+    assert main(["train", "config.toml", *words, *words_of(run__output_dir=tmp_path / "run")]) == 2
+    told = "error: config.toml: algorithm.resample_budget_frac: a budget of 0 continuations"
+    assert capsys.readouterr().err.startswith(told)
+    assert not (tmp_path / "run").exists()
+    assert main(["eval", "config.toml", *words, "--out", str(tmp_path / "eval")]) == 0
+    options = words_of(data__train="demonstrations.jsonl", data__eval="", train__steps=1)
+    assert main(["sft", "config.toml", *words, *options, *words_of(run__output_dir=tmp_path / "sft")]) == 0
+
+
 BROKEN_ROWS: dict[str, tuple[str, str]] = {
     "not JSON": ("{", "line 2"),
     "no answer": (json.dumps({"id": "b", "question": "?"}), "answer"),

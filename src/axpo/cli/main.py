@@ -75,8 +75,11 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> int:
     from axpo.cli.overrides import load_config
+    from axpo.trainer.config import check_resampling
 
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.command == "train":
+        check_resampling(config, origin=str(arguments.config))
     words = [word for name, value in arguments.overrides.items() for word in (f"--{name}", value)]
     resume_line = shlex.join(["axpo", arguments.command, str(arguments.config), "--resume", *words])
 
