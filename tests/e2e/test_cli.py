@@ -110,6 +110,15 @@ def test_only_training_needs_a_budget_that_pays_for_a_prefix(
     assert main(["sft", "config.toml", *words, *options, *words_of(run__output_dir=tmp_path / "sft")]) == 0
 
 
+def test_the_bar_of_a_step_is_told_of_its_continuations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[int] = []
+    monkeypatch.setattr("axpo.cli.console.RunConsole.on_total", lambda _, total: totals.append(total))
+    assert main(["train", "config.toml", *words_of(run__output_dir=tmp_path / "run", data__eval="")]) == 0
+    planned = [record["resample/planned"] for record in numbers_of(tmp_path / "run")]
+    assert totals == [total for num in planned for total in (8, 8 + num)]
+    assert any(planned), "nothing was resampled: the test is too easy"
+
+
 BROKEN_ROWS: dict[str, tuple[str, str]] = {
     "not JSON": ("{", "line 2"),
     "no answer": (json.dumps({"id": "b", "question": "?"}), "answer"),

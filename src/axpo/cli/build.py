@@ -36,7 +36,7 @@ from axpo.trainer.policy import Policy
 from axpo.trainer.sources import DemonstrationSource, Lines, RolloutSource
 from axpo.trainer.step import Metrics
 from axpo.trainer.weight_sync import WeightSync
-from axpo.types import Conversation, Message, Problem, Rollout, SamplingParams
+from axpo.types import Conversation, Message, Problem, SamplingParams
 
 MINI = "mini"
 """`model.path = "mini"`, `data.train = "mini:train"`: what ships with the package."""
@@ -63,7 +63,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
         if engine is not None and eval_problems:
             evaluation = build_evaluation(parts, engine, eval_problems, console=console)
         if engine is not None and train_problems:
-            source = build_rollouts(parts, engine, train_problems, on_rollout=console.on_rollout)
+            source = build_rollouts(parts, engine, train_problems, console=console)
         else:
             source = build_demonstrations(parts)
         optimizer = build_optimizer(policy, config)
@@ -281,11 +281,13 @@ def build_sync(parts: Parts, policy: Policy, engine: InferenceEngine, problem: P
 
 
 def build_rollouts(
-    parts: Parts, engine: InferenceEngine, problems: Sequence[Problem], *, on_rollout: Callable[[Rollout], None]
+    parts: Parts, engine: InferenceEngine, problems: Sequence[Problem], *, console: RunConsole
 ) -> RolloutSource:
     """The source of reinforcement learning."""
     setup = build_rollout_setup(parts, engine)
-    return RolloutSource(problems, setup=setup, config=parts.config, on_rollout=on_rollout)
+    return RolloutSource(
+        problems, setup=setup, config=parts.config, on_rollout=console.on_rollout, on_total=console.on_total
+    )
 
 
 def build_demonstrations(parts: Parts) -> DemonstrationSource:

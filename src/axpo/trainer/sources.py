@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -15,7 +15,7 @@ from axpo.algo.resampling import plan_resampling
 from axpo.diagnostics.metrics import Metrics, rollout_metrics
 from axpo.diagnostics.recorder import rollout_lines
 from axpo.protocols import Renderer
-from axpo.rollout.collect import StepRollouts, collect_step
+from axpo.rollout.collect import OnRollout, OnTotal, StepRollouts, collect_step
 from axpo.rollout.loop import RolloutSetup
 from axpo.rollout.seeding import derive_seed
 from axpo.trainer.config import Config
@@ -33,7 +33,6 @@ from axpo.types import (
 
 Item = TypeVar("Item")
 Data = TypeVar("Data")
-OnRollout = Callable[[Rollout], None]
 Lines = Sequence[Mapping[str, JsonValue]]
 
 
@@ -91,7 +90,13 @@ class RolloutSource:
     needs_engine = True
 
     def __init__(
-        self, problems: Sequence[Problem], *, setup: RolloutSetup, config: Config, on_rollout: OnRollout | None = None
+        self,
+        problems: Sequence[Problem],
+        *,
+        setup: RolloutSetup,
+        config: Config,
+        on_rollout: OnRollout | None = None,
+        on_total: OnTotal | None = None,
     ) -> None:
         self._problems = tuple(problems)
         self._setup = setup
@@ -99,6 +104,7 @@ class RolloutSource:
         self._algorithm = config.algorithm
         self._seed = config.run.seed
         self._on_rollout = on_rollout
+        self._on_total = on_total
 
     @property
     def items_per_step(self) -> int:
@@ -117,6 +123,7 @@ class RolloutSource:
                 step=step,
                 plan=partial(self._plan, seed=derive_seed(self._seed, "plan", step)),
                 on_rollout=self._on_rollout,
+                on_total=self._on_total,
             )
         )
         return QuestionBatch(step=step, problems=problems, rollouts=rollouts)
