@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from axpo.cli.main import main
+from axpo.models.preprocessing import ImagePreprocessor
 from workshop import numbers_of, read_jsonl, rollouts_of, words_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -82,6 +83,17 @@ def test_engine_and_trainer_agree_and_a_checkpoint_is_one_of_transformers(tmp_pa
     assert torch.equal(learnt[vision], start[vision].to(dtype))
     if variant == "defaults":
         assert torch.equal(learnt[name], weights_of(tmp_path / "run", 2)[f"master.{name}"])
+
+
+def test_a_checkpoint_remembers_how_large_its_pictures_were(tmp_path: Path) -> None:
+    train(tmp_path / "run", train__steps=1, model__max_image_px=4096)
+    words = words_of(run__output_dir=tmp_path / "run")
+    assert main(["eval", "config.toml", "--checkpoint", str(tmp_path / "run"), *words]) == 0
+    (alone,) = numbers_of(tmp_path / "run-eval")
+    (in_training,) = [record for record in numbers_of(tmp_path / "run") if record["kind"] == "eval"]
+    assert alone == {**in_training, "step": 0}
+    model = tmp_path / "run" / "checkpoints" / "step-000001" / "model"
+    assert ImagePreprocessor.from_pretrained(model).max_pixels == 4096
 
 
 def test_best_is_the_highest_score_and_last_the_newest(tmp_path: Path) -> None:

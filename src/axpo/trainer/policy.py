@@ -39,7 +39,7 @@ COPIED_FILES = (
     "video_preprocessor_config.json",
     "processor_config.json",
 )
-"""What a published checkpoint holds beside its weights and configuration; taken over as it is."""
+"""What a published checkpoint holds beside its weights and configuration; taken over but for the bounds of images."""
 
 
 class Policy:
@@ -134,6 +134,7 @@ class Policy:
             source = find_checkpoint_file(self._path, name)
             if source is not None:
                 shutil.copyfile(source, folder / name)
+        self._features.preprocessor.save_bounds(folder)
 
     def _published_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         merged = dict(self.engine_weights())
