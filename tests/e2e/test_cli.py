@@ -154,6 +154,22 @@ def test_a_picture_no_model_can_take_is_refused_before_anything_is_sampled(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("command", "data"), [("train", "questions"), ("sft", "demonstrations")])
+def test_a_row_longer_than_the_models_context_is_refused_before_anything_is_sampled(
+    command: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = json.loads(Path(f"{data}.jsonl").read_text().splitlines()[0])
+    if command == "train":
+        row["question"] = "?" * 5000
+    else:
+        row["messages"][0]["content"] = "?" * 5000
+    file = write(tmp_path / "rows.jsonl", json.dumps({**row, "images": []}) + "\n")
+    words = words_of(data__train=file, data__eval="", run__output_dir=tmp_path / "run")
+    assert main([command, "config.toml", *words]) == 2
+    assert f"{row['id']}: has " in (told := capsys.readouterr().err) and "fit the model" in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_start_killed_before_its_configuration_was_saved_does_not_block_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run" / "images").mkdir(parents=True)
     write(tmp_path / "run" / "config.toml.partial", "[run")

@@ -15,6 +15,7 @@ import torch
 from axpo.cli.console import RunConsole
 from axpo.cli.names import build_reward
 from axpo.cli.overrides import load_config
+from axpo.cli.rows import check_conversations, check_questions, context_length
 from axpo.cli.tools import build_executor
 from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
 from axpo.engines.hf import HfEngine
@@ -407,6 +408,8 @@ def load_questions(parts: Parts, source: str, *, max_rows: int | None) -> tuple[
         _check_tools(f"question {problem.id}", problem.tools, parts.executor.tools)
         _check_images(f"question {problem.id}", problem.messages, parts.preprocessor)
         parts.reward_for(problem)
+    specs = {name: tool.spec for name, tool in parts.executor.tools.items()}
+    check_questions(problems, renderer=parts.renderer, tools=specs, max_tokens=context_length(parts.model_path))
     return problems
 
 
@@ -422,6 +425,10 @@ def load_demonstrations(parts: Parts, source: str, *, max_rows: int | None) -> t
     for conversation in conversations:
         _check_tools(f"conversation {conversation.id}", conversation.tools, parts.executor.tools)
         _check_images(f"conversation {conversation.id}", conversation.messages, parts.preprocessor)
+    specs = {name: tool.spec for name, tool in parts.executor.tools.items()}
+    check_conversations(
+        conversations, renderer=parts.renderer, tools=specs, max_tokens=context_length(parts.model_path)
+    )
     return conversations
 
 
