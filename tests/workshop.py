@@ -150,7 +150,7 @@ def rollouts_of(run: Path) -> dict[str, list[dict[str, Any]]]:
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: strip(item) for key, item in value.items() if key != "wall_time_s"}
+            return {key: strip(item) for key, item in value.items() if key not in ("wall_time_s", "queue_time_s")}
         return [strip(item) for item in value] if isinstance(value, list) else value
 
     return {path.name: strip(read_jsonl(path)) for path in sorted((run / "rollouts").iterdir())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axpo.models.checksums import MODULUS, weights_checksum
@@ -19,6 +19,7 @@ def by_definition(values: list[float]) -> int:
     return total % MODULUS
 
 
+@settings(deadline=None)  # the first example loads torch
 @given(st.lists(st.floats(width=32, allow_nan=False), max_size=40))
 def test_it_is_the_sum_of_the_entries_hashes(values: list[float]) -> None:
     assert weights_checksum([torch.tensor(values)]) == by_definition(values)
