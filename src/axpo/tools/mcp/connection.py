@@ -52,18 +52,16 @@ class Connection:
         """Start the server, shake hands, list its tools. Raises `LostError`."""
         self._holder = asyncio.create_task(self._hold())
         opened = asyncio.create_task(self._opened.wait())
+        limit_s = self._options.start_timeout_s
         try:
-            await asyncio.wait(
-                {self._holder, opened},
-                timeout=self._options.start_timeout_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait({self._holder, opened}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self.close()
+            raise
         finally:
             opened.cancel()
-            if not self._opened.is_set():
-                reason = await self._why_not_opened()
         if not self._opened.is_set():
-            raise LostError(reason)
+            raise LostError(await self._why_not_opened())
 
     async def _why_not_opened(self) -> str:
         assert self._holder is not None
@@ -90,9 +88,7 @@ class Connection:
     def _transport(self) -> Any:
         options = self._options
         if options.url:
-            return http_transport(
-                options.url, headers=options.headers(), max_message_bytes=options.max_message_bytes
-            )
+            return http_transport(options.url, headers=options.headers(), max_message_bytes=options.max_message_bytes)
         return stdio_transport(
             options.command,
             env=options.environment(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ TOO_LARGE_TEXT = "the result is larger than"
 
 
 @asynccontextmanager
-async def http_transport(url: str, *, headers: Mapping[str, str], max_message_bytes: int) -> AsyncIterator[Any]:
+async def http_transport(url: str, *, headers: Mapping[str, str], max_message_bytes: int) -> AsyncGenerator[Any]:
     """Connect; a pair of streams as `mcp.Client` takes them."""
     import httpx2
     from mcp.client.streamable_http import streamable_http_client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import re
 import threading
@@ -308,6 +309,6 @@ def _check_sendable(name: str, arguments: Mapping[str, JsonValue]) -> None:
 
 def _require_mcp() -> None:
     try:
-        import mcp  # noqa: F401
+        importlib.import_module("mcp")
     except ImportError as error:
         raise MissingExtraError("tools of MCP servers need the mcp package: pip install 'axpo[mcp]'") from error

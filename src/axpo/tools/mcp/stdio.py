@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +68,7 @@ class ServerLog:
 @asynccontextmanager
 async def stdio_transport(
     command: Sequence[str], *, env: Mapping[str, str], cwd: str | None, max_message_bytes: int, log: ServerLog
-) -> AsyncIterator[tuple[MemoryObjectReceiveStream[Any], MemoryObjectSendStream[Any]]]:
+) -> AsyncGenerator[tuple[MemoryObjectReceiveStream[Any], MemoryObjectSendStream[Any]]]:
     """Run the server; a pair of streams as `mcp.Client` takes them.
 
     When the server ends, or is cut off, the first stream ends. On leaving, the server and all its descendants are gone.
