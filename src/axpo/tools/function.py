@@ -70,7 +70,7 @@ class FunctionTool:
         if not _TOOL_NAME.fullmatch(name):
             raise ConfigError(f"tool {name!r}: a name has 1 to 64 letters, digits, _ . -. Pass name=... .")
         documented = function if inspect.isroutine(function) else cast("Any", function).__call__
-        description, argument_docs = _parse_docstring(inspect.getdoc(documented) or "")
+        description, argument_docs = _parse_docstring(inspect.cleandoc(documented.__doc__ or ""))
         if not description:
             raise ConfigError(
                 f"tool {name}: the function has no docstring; the model reads it. Say what the tool does."
