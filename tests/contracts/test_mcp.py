@@ -129,7 +129,14 @@ def test_the_git_server_of_pypi(tmp_path: Path) -> None:
         ("text", ["x"]),
         ("empty", ["(no output)"]),
         ("structured", ['{"n": 1, "name": "ü"}']),
-        ("bomb", ["(an image of 100000x100000 px is left out)", "x"]),
+        (
+            "bombs",
+            [
+                "(an image that cannot be read is left out: DecompressionBombError)",
+                "x",
+                "(an image of 9000x9000 px is left out)",
+            ],
+        ),
         ("stripe", ["(an image of 2000x2 px is left out)"]),
         ("broken image", ["(an image that cannot be read is left out: UnidentifiedImageError)"]),
         ("chatty", ["x"]),
@@ -205,7 +212,7 @@ def test_arguments_that_json_cannot_carry_are_the_models_fault(start: Start, arg
         ("die", r"was lost during a call of act: it ended, saying 'fatal: out of cheese'"),
         ("endless line", r"was lost during a call of act: it sent \d+ bytes without an answer"),
         ("endless notifications", r"was lost during a call of act: it sent \d+ bytes without an answer"),
-        ("endless requests", r"was lost during a call of act: it (sent|ended)"),
+        ("endless requests", r"was lost during a call of act: it sent \d+ requests without"),
     ],
 )
 def test_a_fault_of_the_server_is_ours_and_the_next_call_works(start: Start, how: str, message: str) -> None:
@@ -292,15 +299,19 @@ def test_a_server_that_comes_back_with_other_tools_is_a_fault(start: Start, tmp_
         call(tool, "text")
 
 
-def test_memory_stays_bounded_under_a_flood(start: Start) -> None:
-    import resource
+@pytest.mark.skipif(sys.platform != "linux", reason="resets the kernel's peak of this process")
+@pytest.mark.parametrize("how", ["endless line", "endless notifications"])
+def test_memory_stays_bounded_under_a_flood(start: Start, how: str) -> None:
+    def peak_kb() -> int:
+        (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1])
 
     tool = start()
-    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for how in ("endless line", "endless notifications"):
-        with pytest.raises(ToolFault):
-            call(tool, how)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 64 * 1024
+    Path("/proc/self/clear_refs").write_text("5")
+    before_kb = peak_kb()
+    with pytest.raises(ToolFault):
+        call(tool, how)
+    assert peak_kb() - before_kb < 32 * 1024
 
 
 def test_a_closed_server_is_a_fault_and_takes_waiting_calls_along(start: Start) -> None:
@@ -336,10 +347,13 @@ def test_the_server_sees_no_secret_of_ours(start: Start, monkeypatch: pytest.Mon
 
 TRAINER = """
 import asyncio, sys, time
+from axpo.images import ContentImageStore
+from axpo.protocols import ToolContext
 from axpo.tools.mcp import mcp_tools
 from axpo.types import ToolCall
 (tool,) = mcp_tools(command=sys.argv[1:])
-(block,) = asyncio.run(tool.run(ToolCall(id="c", name="act", arguments={"how": "pid"}), None))
+context = ToolContext(rollout_id="r", images=[], store=ContentImageStore())
+(block,) = asyncio.run(tool.run(ToolCall(id="c", name="act", arguments={"how": "pid"}), context))
 print(block.text, flush=True)
 time.sleep(1000)
 """
@@ -349,7 +363,8 @@ time.sleep(1000)
 def test_no_process_outlives_a_killed_trainer() -> None:
     # the process that answers is in a session of its own and ignores the end of its input
     command = [sys.executable, "-c", TRAINER, *RAW, "ignores the end of its input"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as trainer:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as trainer:
         assert trainer.stdout is not None
         pid = int(trainer.stdout.readline())
         assert Path(f"/proc/{pid}").exists()
@@ -543,14 +558,10 @@ SSE = JSON.replace(b"application/json", b"text/event-stream")
         (b"", b""),
     ],
 )
-def test_a_hostile_endpoint_is_a_config_error(
-    answer: bytes, endless: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hostile_endpoint_is_a_config_error(answer: bytes, endless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AXPO_AUTH", "Bearer t0ken")
     server = Hostile(answer, endless=endless)
     with pytest.raises(ConfigError, match="cannot be used"):
-        mcp_tools(
-            url=server.url, max_result_mb=0.1, start_timeout_s=10, headers_env={"Authorization": "AXPO_AUTH"}
-        )
+        mcp_tools(url=server.url, max_result_mb=0.1, start_timeout_s=10, headers_env={"Authorization": "AXPO_AUTH"})
     assert b"authorization: bearer t0ken" in server.requests[0].lower()
     server.listener.close()

@@ -169,7 +169,9 @@ def test_what_a_function_raises_is_told_to_the_model(raised: BaseException, is_a
     assert len(caught.value.message) < 600
 
 
-@pytest.mark.parametrize("error", [ToolError(FailureKind.TIMEOUT, "too slow"), ToolFault("backend down"), QuotaError("used up")])
+@pytest.mark.parametrize(
+    "error", [ToolError(FailureKind.TIMEOUT, "too slow"), ToolFault("backend down"), QuotaError("used up")]
+)
 def test_a_functions_own_verdict_passes_through(error: Exception) -> None:
     def judges() -> str:
         """Judges."""

@@ -274,7 +274,11 @@ class Nothing:
 @pytest.mark.parametrize(
     ("stateful", "options", "message"),
     [
-        (NoteBook, {"titel": "T"}, r"tool class NoteBook: got an unexpected keyword argument 'titel'; it takes title\."),
+        (
+            NoteBook,
+            {"titel": "T"},
+            r"tool class NoteBook: got an unexpected keyword argument 'titel'; it takes title\.",
+        ),
         (Failing, {}, r"tool class Failing: missing a required argument: 'error'; it takes error\."),
         (Undocumented, {}, r"tool undocumented: the function has no docstring"),
         (NeedsRow, {}, r"tool class NeedsRow: reset needs arguments and gets none"),

@@ -7,6 +7,7 @@ import os
 import sys
 
 from mcp.server.mcpserver import Image, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 
 RED_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92"
@@ -27,7 +28,7 @@ async def act(how: str) -> object:
     if how == "die":
         os._exit(3)
     if how == "raise":
-        raise ValueError("no such bird")
+        raise ToolError("no such bird")
     return how
 
 

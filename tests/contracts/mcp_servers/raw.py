@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import zlib
 from typing import Any
 
 from PIL import Image
@@ -33,10 +34,11 @@ def picture(width: int = 5, height: int = 4) -> dict[str, Any]:
     return {"type": "image", "mimeType": "image/png", "data": base64.b64encode(buffer.getvalue()).decode()}
 
 
-def bomb() -> dict[str, Any]:
-    """A PNG whose header promises 100,000 x 100,000 px."""
+def promising(side_px: int) -> dict[str, Any]:
+    """A PNG whose header promises a large square."""
     data = bytearray(base64.b64decode(picture()["data"]))
-    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    data[16:24] = side_px.to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return {"type": "image", "mimeType": "image/png", "data": base64.b64encode(data).decode()}
 
 
@@ -45,7 +47,7 @@ RESULTS: dict[str, Any] = {
     "empty": {"content": []},
     "error": {"content": [{"type": "text", "text": "no such bird"}], "isError": True},
     "structured": {"content": [], "structuredContent": {"n": 1, "name": "ü"}},
-    "bomb": {"content": [bomb(), TEXT]},
+    "bombs": {"content": [promising(100_000), TEXT, promising(9_000)]},
     "stripe": {"content": [picture(width=2000, height=2)]},
     "broken image": {"content": [{"type": "image", "mimeType": "image/png", "data": "bm8="}]},
     "images": {"content": [TEXT, picture(), {"type": "text", "text": "y"}, picture(width=3)]},
@@ -83,7 +85,9 @@ def act(number: int, how: str) -> None:
         write('{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\\ud800"}]}}' % number)
     elif how in ("huge", "huge, id last"):
         text = "a" * 3_000_000
-        ends = (f'{{"jsonrpc":"2.0","id":{number},', "}") if how == "huge" else ("{", f',"jsonrpc":"2.0","id":{number}}}')
+        ends = (
+            (f'{{"jsonrpc":"2.0","id":{number},', "}") if how == "huge" else ("{", f',"jsonrpc":"2.0","id":{number}}}')
+        )
         write(f'{ends[0]}"result":{{"content":[{{"type":"text","text":"{text}"}}]}}{ends[1]}')
     elif how == "endless line":
         while True:
@@ -126,7 +130,9 @@ def main(mode: str) -> None:
             info = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}}
             write({"id": number, "result": {**info, "serverInfo": {"name": "raw", "version": "1"}}})
         elif method == "tools/list":
-            tools = json.loads(os.environ["TOOLS"]) if "TOOLS" in os.environ else [{"name": "act", "inputSchema": SCHEMA}]
+            tools = (
+                json.loads(os.environ["TOOLS"]) if "TOOLS" in os.environ else [{"name": "act", "inputSchema": SCHEMA}]
+            )
             write({"id": number, "result": {"tools": tools}})
         elif method == "tools/call":
             act(number, request["params"]["arguments"]["how"])

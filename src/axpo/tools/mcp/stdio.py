@@ -92,7 +92,7 @@ async def stdio_transport(
         yield incoming, outgoing
     finally:
         tasks[1].cancel()
-        stopping = asyncio.create_task(_stop(process))
+        stopping = asyncio.create_task(_stop(process, 0.0 if log.cut_off else GRACE_S))
         try:
             await asyncio.shield(stopping)
         finally:
@@ -214,12 +214,12 @@ async def _drain(stream: asyncio.StreamReader | None) -> None:
         pass
 
 
-async def _stop(process: Process) -> None:
+async def _stop(process: Process, grace_s: float) -> None:
     """Close its input, wait, SIGTERM to the leash (which kills all), wait, SIGKILL."""
     assert process.stdin is not None
     process.stdin.close()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if await _has_exited(process, GRACE_S):
+    for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, GRACE_S)):
+        if await _has_exited(process, patience_s):
             return
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(number)
