@@ -24,7 +24,6 @@ from axpo.protocols import ClosableTool, ToolContext
 from axpo.tools.mcp import McpTool, mcp_tools
 from axpo.types import Content, FailureKind, ToolCall
 
-pytest.importorskip("mcp")
 SERVERS = Path(__file__).with_name("mcp_servers")
 RAW = [sys.executable, str(SERVERS / "raw.py")]
 Start = Callable[..., McpTool]
@@ -83,7 +82,6 @@ def eventually(check: Callable[[], bool]) -> bool:
 
 
 def test_the_time_server_of_pypi() -> None:
-    pytest.importorskip("mcp_server_time")
     tools = mcp_tools(name="time", command=[sys.executable, "-m", "mcp_server_time"], prefix="t_")
     try:
         now, convert = tools
@@ -103,7 +101,6 @@ def test_the_time_server_of_pypi() -> None:
 
 
 def test_the_git_server_of_pypi(tmp_path: Path) -> None:
-    pytest.importorskip("mcp_server_git")
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "bird.txt").write_text("owl")
     (status,) = mcp_tools(
@@ -321,7 +318,7 @@ def test_a_closed_server_is_a_fault_and_takes_waiting_calls_along(start: Start) 
         waiting = asyncio.create_task(acall(tool, "hang"))
         await asyncio.sleep(0)
         await asyncio.to_thread(tool.close)
-        with pytest.raises(ToolFault, match="lost|closed"):
+        with pytest.raises(ToolFault, match=r"lost|closed"):
             await waiting
 
     asyncio.run(close_during_a_call())
@@ -401,7 +398,11 @@ def test_close_ends_a_server_that_does_not_want_to_leave(start: Start, monkeypat
         ({"url": "127.0.0.1:1/mcp"}, r"url is '127\.0\.0\.1:1/mcp'\. It starts with http://"),
         ({"url": "http://127.0.0.1:1/mcp", "env": {"A": "b"}}, r"are for a command, and it has a url"),
         ({"command": RAW, "headers_env": {"A": "B"}}, r"headers_env is for a url"),
-        ({"command": RAW, "call_timeout_s": 0}, r"call_timeout_s is 0\. It is above 0"),
+        ({"command": RAW, "comand": RAW}, r"there is no option 'comand'; there are name, command, .*Correct it"),
+        ({"command": RAW, "prefix": 3}, r"prefix is 3\. It is a text"),
+        ({"command": RAW, "call_timeout_s": "60"}, r"call_timeout_s is '60'\. It is a number above 0"),
+        ({"url": "http://127.0.0.1:1/mcp", "headers_env": {"A": "AXPO_UNSET"}}, r"variable AXPO_UNSET is not set"),
+        ({"command": RAW, "call_timeout_s": 0}, r"call_timeout_s is 0\. It is a number above 0"),
         ({"url": "http://127.0.0.1:1/mcp"}, r"'http://127\.0\.0\.1:1/mcp' cannot be used: .*ConnectError"),
     ],
 )

@@ -117,6 +117,7 @@ class _Instance:
             if inspect.iscoroutinefunction(function):
                 return await call_function(function, arguments)
             self._running = asyncio.create_task(call_function(function, arguments))
+            self._running.add_done_callback(_take_outcome)
             return await asyncio.shield(self._running)
 
     async def _make(self) -> None:
@@ -143,6 +144,12 @@ class _Instance:
             self._is_closed = True
         if self._is_made:
             await _close(self._made)
+
+
+def _take_outcome(task: asyncio.Task[Any]) -> None:
+    """The outcome of a call that was given up interests nobody: asyncio must not complain about it."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _close(instance: Any) -> None:

@@ -82,7 +82,7 @@ def act(number: int, how: str) -> None:
     elif how == "wedge":
         time.sleep(1000)
     elif how == "surrogate":
-        write('{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\\ud800"}]}}' % number)
+        write(f'{{"jsonrpc":"2.0","id":{number},"result":{{"content":[{{"type":"text","text":"\\ud800"}}]}}}}')
     elif how in ("huge", "huge, id last"):
         text = "a" * 3_000_000
         ends = (

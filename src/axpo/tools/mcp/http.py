@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +20,21 @@ async def http_transport(url: str, *, headers: Mapping[str, str], max_message_by
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
-    # read: a server may think for long; how long is up to the timeout of the call
-    timeout = httpx2.Timeout(30.0, read=None)
-    identity = {"accept-encoding": "identity"}
+    # a server may think for long: how long is up to the timeout of the call
+    client = httpx2.AsyncClient(
+        headers={**headers, "accept-encoding": "identity"},
+        timeout=httpx2.Timeout(30.0, read=None),
+        event_hooks={"response": [_bound(max_message_bytes)]},
+    )
     async with (
-        httpx2.AsyncClient(
-            headers={**headers, **identity},
-            timeout=timeout,
-            transport=_bounded(httpx2.AsyncHTTPTransport(), max_message_bytes),
-        ) as client,
+        client,
         streamable_http_client(url, http_client=client, max_sse_event_size=max_message_bytes) as streams,
     ):
         yield streams
 
 
-def _bounded(inner: httpx2.AsyncBaseTransport, max_message_bytes: int) -> httpx2.AsyncBaseTransport:
+def _bound(max_message_bytes: int) -> Callable[[httpx2.Response], Coroutine[Any, Any, None]]:
+    """A hook that ends a response beyond the limit; one that is a stream of messages may be `FLOOD_FACTOR` times it."""
     import httpx2
 
     class BoundedStream(httpx2.AsyncByteStream):
@@ -53,21 +53,10 @@ def _bounded(inner: httpx2.AsyncBaseTransport, max_message_bytes: int) -> httpx2
         async def aclose(self) -> None:
             await self._stream.aclose()
 
-    class BoundedTransport(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            response = await inner.handle_async_request(request)
-            # asked for as it is; a few bytes that unpack to gigabytes stay packed
-            response.headers.pop("content-encoding", None)
-            is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
-            max_bytes = max_message_bytes * (FLOOD_FACTOR if is_stream else 1)
-            return httpx2.Response(
-                response.status_code,
-                headers=response.headers,
-                stream=BoundedStream(response.stream, max_bytes),
-                extensions=response.extensions,
-            )
+    async def bound(response: httpx2.Response) -> None:
+        # it was asked for as it is; a few bytes that unpack to gigabytes stay packed
+        response.headers.pop("content-encoding", None)
+        is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
+        response.stream = BoundedStream(response.stream, max_message_bytes * (FLOOD_FACTOR if is_stream else 1))
 
-        async def aclose(self) -> None:
-            await inner.aclose()
-
-    return BoundedTransport()
+    return bound

@@ -51,12 +51,17 @@ class McpOptions:
         if self.headers_env and not self.url:
             raise self.error("headers_env is for a url, and it has a command", "Use env_from.")
         for option in ("start_timeout_s", "call_timeout_s", "max_result_mb"):
-            if not getattr(self, option) > 0:
-                raise self.error(f"{option} is {getattr(self, option)}", "It is above 0.")
+            value: object = getattr(self, option)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise self.error(f"{option} is {value!r}", "It is a number above 0.")
 
     def _check_types(self) -> None:
-        for option in ("command", "env_from", "tools"):
+        for option in ("name", "url", "cwd", "prefix"):
             value: object = getattr(self, option)
+            if not isinstance(value, str):
+                raise self.error(f"{option} is {value!r}", "It is a text.")
+        for option in ("command", "env_from", "tools"):
+            value = getattr(self, option)
             if isinstance(value, str) or not _are_texts(value):
                 raise self.error(f"{option} is {value!r}", 'It is a list of texts, e.g. ["python", "server.py"].')
         for option in ("env", "headers_env"):
@@ -93,8 +98,11 @@ class McpOptions:
             raise self.error(f"the environment variable {key} is not set", f"Set it, e.g. export {key}=...")
         return os.environ[key]
 
-    def check_command(self) -> None:
-        """Raise `ConfigError` where the command cannot be started."""
+    def check_environment(self) -> None:
+        """Raise `ConfigError` where this machine lacks what the options name."""
+        if self.url:
+            self.headers()
+            return
         if self.cwd and not Path(self.cwd).is_dir():
             raise self.error(f"cwd {self.cwd!r} is no folder", "Create it, or correct the path.")
         program = self.command[0]

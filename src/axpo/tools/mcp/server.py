@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import importlib
 import json
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from axpo.errors import MissingExtraError, ToolError, ToolFault
+from axpo.errors import ConfigError, MissingExtraError, ToolError, ToolFault
 from axpo.protocols import ToolContext
 from axpo.threads import run_in_daemon_thread
 from axpo.tools.mcp.connection import Connection, LostError
@@ -41,6 +43,11 @@ def mcp_tools(**options: Any) -> tuple[McpTool, ...]:
     Closing any of the tools ends the server. Raises `ConfigError` where the server cannot be reached or its tools not
     be used, `MissingExtraError` without the `mcp` package.
     """
+    known = [field.name for field in fields(McpOptions)]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        what = f"there is no option {unknown[0]!r}; there are {', '.join(known)}"
+        raise ConfigError(f"MCP server {options.get('name', 'mcp')}: {what}. Correct it.")
     return McpServer(McpOptions(**options)).tools
 
 
@@ -74,8 +81,7 @@ class McpServer:
 
     def __init__(self, options: McpOptions) -> None:
         _require_mcp()
-        if options.command:
-            options.check_command()
+        options.check_environment()
         self._options = options
         self._connection: Connection | None = None
         self._restart: asyncio.Task[str] | None = None
@@ -121,7 +127,7 @@ class McpServer:
             await self._connection.close()
 
     async def _call(self, tool: str, arguments: Mapping[str, JsonValue]) -> CallToolResult:
-        key = json.dumps([tool, arguments], sort_keys=True)
+        key = hashlib.sha256(json.dumps([tool, arguments], sort_keys=True).encode()).hexdigest()
         if self._has_answered and self._suspects[key] >= LOSSES_TO_SUSPECT:
             return await self._call_alone(key, tool, arguments)
         connection = await self._open_connection()
