@@ -216,7 +216,7 @@ def test_a_call_waits_for_one_that_was_given_up_in_its_thread() -> None:
         await asyncio.to_thread(entered.wait)
         given_up.cancel()
         next_call = asyncio.create_task(text(quick, where))
-        await asyncio.sleep(0)
+        assert await asyncio.wait({next_call}, timeout=0.3) == (set(), {next_call})
         go_on.set()
         return await next_call
 
