@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from axpo.errors import ConfigError, ToolError, ToolFault
+from axpo.errors import ConfigError, QuotaError, ToolError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.protocols import Tool, ToolContext
 from axpo.tools.function import FunctionTool, cut_middle
@@ -169,7 +169,9 @@ def test_what_a_function_raises_is_told_to_the_model(raised: BaseException, is_a
     assert len(caught.value.message) < 600
 
 
-@pytest.mark.parametrize("error", [ToolError(FailureKind.TIMEOUT, "too slow"), ToolFault("backend down")])
+@pytest.mark.parametrize(
+    "error", [ToolError(FailureKind.TIMEOUT, "too slow"), ToolFault("backend down"), QuotaError("used up")]
+)
 def test_a_functions_own_verdict_passes_through(error: Exception) -> None:
     def judges() -> str:
         """Judges."""

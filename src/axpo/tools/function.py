@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
-from axpo.errors import ConfigError, RolloutFault, ToolError
+from axpo.errors import ConfigError, QuotaError, RolloutFault, ToolError
 from axpo.protocols import ToolContext
 from axpo.threads import run_in_daemon_thread
 from axpo.types import Content, FailureKind, JsonValue, ToolCall, ToolSpec
@@ -70,7 +70,7 @@ class FunctionTool:
         if not _TOOL_NAME.fullmatch(name):
             raise ConfigError(f"tool {name!r}: a name has 1 to 64 letters, digits, _ . -. Pass name=... .")
         documented = function if inspect.isroutine(function) else cast("Any", function).__call__
-        description, argument_docs = _parse_docstring(inspect.getdoc(documented) or "")
+        description, argument_docs = _parse_docstring(inspect.cleandoc(documented.__doc__ or ""))
         if not description:
             raise ConfigError(
                 f"tool {name}: the function has no docstring; the model reads it. Say what the tool does."
@@ -89,15 +89,19 @@ class FunctionTool:
         """Check the arguments, call the function, turn its result into content.
 
         Raises `ToolError`: `BAD_ARGUMENTS` naming the parameter, `EXECUTION_ERROR` with what the function raised. A
-        `ToolError` or `RolloutFault` of the function itself passes through.
+        `ToolError`, `RolloutFault` or `QuotaError` of the function itself passes through.
         """
+        return await self.run_as(self._function, call, context)
+
+    async def run_as(self, function: Callable[..., Any], call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        """As `run`, with another function of the same arguments."""
         arguments = self._check_arguments(call.arguments)
         if self._context_name is not None:
             arguments[self._context_name] = context
         try:
-            result = await _call(self._function, arguments)
+            result = await call_function(function, arguments)
             return self._to_content(result, context)
-        except (ToolError, RolloutFault):
+        except (ToolError, RolloutFault, QuotaError):
             raise
         except (Exception, SystemExit) as error:
             message = cut_middle(f"{type(error).__name__}: {error}", MAX_ERROR_CHARS)
@@ -166,7 +170,8 @@ def cut_middle(text: str, max_chars: int) -> str:
 # -- calling ----------------------------------------------------------------------------------------------------------
 
 
-async def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+async def call_function(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """The function's result: a plain one runs in a daemon thread, an async one in this event loop."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return await function(**arguments)
 
