@@ -38,6 +38,7 @@ def explain_misfit(arguments: Mapping[str, JsonValue], spec: ToolSpec) -> str | 
 def _validator(name: str, schema: str) -> Any:
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
+    from referencing import Registry
 
     loaded = json.loads(schema)
     kind = validator_for(loaded)
@@ -47,7 +48,7 @@ def _validator(name: str, schema: str) -> Any:
         raise ConfigError(
             f"tool {name}: its parameters are no valid JSON schema: {error.message}. Correct the schema."
         ) from error
-    return kind(loaded)
+    return kind(loaded, registry=Registry())  # a reference to elsewhere is never fetched
 
 
 def _explain(error: Any) -> str:
