@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -211,7 +211,7 @@ def _checked_url(url: str, origin: str) -> str:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:

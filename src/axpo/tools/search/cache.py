@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from axpo.errors import ConfigError
@@ -114,7 +114,7 @@ class AnswerCache:
             return connection
 
     @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _readable(self) -> Generator[None]:
         try:
             yield
         except (sqlite3.Error, ValueError) as error:

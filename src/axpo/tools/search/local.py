@@ -136,7 +136,7 @@ class LocalIndex:
         return [address for _, _, address in ordered[:limit]]
 
     def _ordinal(self, address: Any) -> int:
-        return int(self._searcher.fast_field_values("ordinal", [address])[0])
+        return int(self._searcher.fast_field_values("ordinal", [address])[0] or 0)
 
     def _passages(self, terms: Query) -> Callable[[Any], str]:
         from tantivy import SnippetGenerator
