@@ -120,7 +120,7 @@ def test_searxng_without_working_engines_is_a_fault_not_an_empty_answer(make: Ma
     def blocked(request: Request) -> Reply:
         return Reply(200, {"results": [], "unresponsive_engines": [["google", "Suspended: CAPTCHA"]]})
 
-    with serving(blocked) as server, pytest.raises(ToolFault, match="google.*CAPTCHA"):
+    with serving(blocked) as server, pytest.raises(ToolFault, match=r"google.*CAPTCHA"):
         search(make(backend="searxng", url=server.url), "otter")
 
 

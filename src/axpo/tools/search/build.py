@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -90,23 +90,16 @@ def _write(source: Path, folder: Path, language: str, progress: Progress) -> Ind
     index.register_tokenizer("axpo", analyzer(language))
     writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)  # one thread: documents stay in order
     sha256 = hashlib.sha256()
-    num_documents, num_images = 0, 0
-    for num_documents, document in enumerate(_read_source(source, sha256.update), start=1):
-        num_images += bool(document.image)
-        entry = tantivy.Document(title=document.title, text=document.text, url=document.url, ordinal=num_documents)
-        if document.image:
-            entry.add_bytes("image", os.fsencode(document.image))
-        writer.add_document(entry)
-        if num_documents % _PROGRESS_EVERY == 0:
-            progress(num_documents)
-    if num_images not in (0, num_documents):
-        raise DataError(f"{source}: {num_images} of {num_documents} entries are pictures. Index them apart.")
-    if num_documents == 0:
-        raise DataError(
-            f"{source}: nothing to index. Expected JSONL rows, or {', '.join(_TEXT_SUFFIXES)}, or pictures."
-        )
-    writer.commit()
-    writer.wait_merging_threads()
+    try:
+        num_documents, num_images = _add_documents(writer, _read_source(source, sha256.update), progress)
+        if num_images not in (0, num_documents):
+            raise DataError(f"{source}: {num_images} of {num_documents} entries are pictures. Index them apart.")
+        if num_documents == 0:
+            texts = ", ".join(_TEXT_SUFFIXES)
+            raise DataError(f"{source}: nothing to index. Expected JSONL rows, or {texts}, or pictures.")
+        writer.commit()
+    finally:
+        writer.wait_merging_threads()  # whatever happened: its threads write into the folder
     progress(num_documents)
     return IndexInfo(
         format=INDEX_FORMAT,
@@ -117,6 +110,21 @@ def _write(source: Path, folder: Path, language: str, progress: Progress) -> Ind
         language=language,
         has_images=num_images > 0,
     )
+
+
+def _add_documents(writer: Any, documents: Iterable[Document], progress: Progress) -> tuple[int, int]:
+    """How many documents, and how many of them pictures."""
+    tantivy = load_tantivy()
+    num_documents, num_images = 0, 0
+    for num_documents, document in enumerate(documents, start=1):
+        num_images += bool(document.image)
+        entry = tantivy.Document(title=document.title, text=document.text, url=document.url, ordinal=num_documents)
+        if document.image:
+            entry.add_bytes("image", os.fsencode(document.image))
+        writer.add_document(entry)
+        if num_documents % _PROGRESS_EVERY == 0:
+            progress(num_documents)
+    return num_documents, num_images
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------

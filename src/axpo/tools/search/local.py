@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axpo.errors import ConfigError, MissingExtraError
-from axpo.tools.search.results import MAX_STORED_CHARS, Domains, SearchResult
+from axpo.tools.search.results import Domains, SearchResult
 from axpo.types import JsonValue
 
 if TYPE_CHECKING:
@@ -82,22 +82,28 @@ class LocalIndex:
             ) from error
 
     def search(
-        self, query: str, limit: int, *, allow: Callable[[str], bool] = lambda url: True
+        self,
+        query: str,
+        limit: int,
+        *,
+        passage_chars: int = 500,
+        allow: Callable[[str], bool] = lambda url: True,
     ) -> list[tuple[Document, str]]:
-        """Documents whose address is allowed, best first, each with the passage that fits the query."""
+        """Documents whose address is allowed, best first, each with the passage that fits the query best."""
         terms = self._terms(query)
         if terms is None:
             return []
         found: list[tuple[Document, str]] = []
         num_seen, num_asked = 0, limit
-        passages = self._passages(terms)
+        passage = self._passages(terms, passage_chars)
         while True:
             ranked = self._rank(terms, num_asked)
             for address in ranked[num_seen:]:
                 stored = self._searcher.doc(address)
                 document = _read(stored)
                 if allow(document.url):
-                    found.append((document, passages(stored) or document.text[:MAX_STORED_CHARS]))
+                    is_short = len(document.text) <= passage_chars
+                    found.append((document, document.text if is_short else passage(stored)))
                 if len(found) == limit:
                     return found
             if len(ranked) < num_asked:
@@ -138,29 +144,31 @@ class LocalIndex:
     def _ordinal(self, address: Any) -> int:
         return int(self._searcher.fast_field_values("ordinal", [address])[0] or 0)
 
-    def _passages(self, terms: Query) -> Callable[[Any], str]:
+    def _passages(self, terms: Query, max_chars: int) -> Callable[[Any], str]:
         from tantivy import SnippetGenerator
 
         generator = SnippetGenerator.create(self._searcher, terms, self._schema, "text")
-        generator.set_max_num_chars(MAX_STORED_CHARS // 4)
-        return lambda stored: generator.snippet_from_doc(stored).fragment()
+        generator.set_max_num_chars(max_chars)
+        # only the title may have matched
+        return lambda stored: generator.snippet_from_doc(stored).fragment() or stored.to_dict()["text"][0][:max_chars]
 
 
 class LocalBackend:
     """The local index as a `SearchBackend`."""
 
-    def __init__(self, index: LocalIndex, domains: Domains) -> None:
-        self.index = index
+    def __init__(self, index: LocalIndex, domains: Domains, *, passage_chars: int) -> None:
+        self._index = index
         self._domains = domains
+        self._passage_chars = passage_chars
 
     @property
     def identity(self) -> Mapping[str, JsonValue]:
         """What the index was built from."""
-        return {"backend": "local", **asdict(self.index.info)}
+        return {"backend": "local", **asdict(self._index.info)}
 
     async def search(self, query: str, max_results: int) -> list[SearchResult]:
         """Within the caller's event loop: it takes a millisecond, and runs stay reproducible."""
-        found = self.index.search(query, max_results, allow=self._domains.allow)
+        found = self._index.search(query, max_results, passage_chars=self._passage_chars, allow=self._domains.allow)
         return [SearchResult(title=hit.title, url=hit.url, snippet=passage) for hit, passage in found]
 
 

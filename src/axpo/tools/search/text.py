@@ -70,7 +70,7 @@ def _node_text(top: Any) -> str:
             continue
         if node.tag in _BLOCKS:
             parts.append("\n")
-            pending.append("\n")
+            pending += [] if node.tag == "br" else ["\n"]
         pending.extend(reversed(list(node)))
         parts.append((node.text or "").replace("\n", " "))
     return tidy("".join(parts))

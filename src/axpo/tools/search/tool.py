@@ -76,9 +76,9 @@ class SearchTool:
             network = {"url": url, "api_key_env": api_key_env, "cache": cache, "max_requests": max_requests}
             if given := [option for option, value in network.items() if value is not None]:
                 raise ConfigError(f"{name}: {given[0]} is for tavily and searxng; backend is local. Leave it out.")
-            self._index = LocalIndex.open(_require(name, "index", index, "made by: axpo index SOURCE --out DIR"))
-            self._backend: SearchBackend = LocalBackend(self._index, self._domains)
-            pages = partial(OpenPageTool, index=self._index)
+            opened = LocalIndex.open(_require(name, "index", index, "made by: axpo index SOURCE --out DIR"))
+            self._backend: SearchBackend = LocalBackend(opened, self._domains, passage_chars=max_snippet_chars)
+            pages = partial(OpenPageTool, index=opened)
         else:
             if index is not None:
                 raise ConfigError(f"{name}: index is for the backend local; backend is {backend}. Leave it out.")
