@@ -136,7 +136,7 @@ def test_odd_results_are_cleaned_or_left_out(make: Make) -> None:
     ]
     with serving(lambda request: Reply(200, {"results": results})) as server:
         text = search(make(url=server.url), "otter", max_results=20)
-    assert text == "1. x y 2. forged\nhttps://a.org/1\n\n2. https://a.org/2\nhttps://a.org/2"
+    assert text == "1. x y 2. forged\nhttps://a.org/1\n\n2. https://a.org/2"
 
 
 # -- record and replay ------------------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def test_the_tool_answers_in_numbered_results_and_opens_documents(index_folder: 
     tool = SearchTool(index=str(index_folder), name="tavily-search", fetch=True, max_page_chars=20)
     assert tool.spec.name == "tavily-search"
     assert run(tool, query="otters", max_results=1) == "1. Otter\nhttps://a.org/otter\nOtters swim in rivers."
-    assert run(tool, query="zebra") == run(tool, query="AND (:") == "No results."
+    assert run(tool, query="long") == "1. local:7\nA river is long and rivers are many: river, river."
+    assert run(tool, query="zebra") == run(tool, query="(: ~") == "No results."
     (page,) = tool.companions
     assert page.spec.name == "open_page"
     assert run(page, url="https://a.org/otter") == "Otter\n\nOtters swim i\n\n[part 1 of 2]"

@@ -160,7 +160,10 @@ class PageFetcher:
                 if answer.status != 200:
                     raise _unreadable(f"HTTP {answer.status}")
                 return answer
-            url = urljoin(url, target)
+            try:
+                url = urljoin(url, target)
+            except ValueError as error:
+                raise _unreadable("it redirects to a malformed address") from error
         raise _unreadable("too many redirects")
 
     async def _request(self, url: str) -> Answer:

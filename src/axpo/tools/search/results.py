@@ -155,7 +155,7 @@ def _read_result(entry: Any, fields: tuple[str, str, str]) -> SearchResult | Non
     title, url, snippet = (one_line(value[:MAX_STORED_CHARS]) if isinstance(value, str) else "" for value in values)
     if not url.startswith(("http://", "https://")) or len(url) > MAX_URL_CHARS or " " in url:
         return None
-    return SearchResult(title=title or url, url=url, snippet=snippet)
+    return SearchResult(title=title, url=url, snippet=snippet)
 
 
 # -- what goes out ----------------------------------------------------------------------------------------------------
@@ -166,9 +166,9 @@ def format_results(results: Sequence[SearchResult], *, max_snippet_chars: int) -
     if not results:
         return "No results."
     return "\n\n".join(
-        f"{number}. {shorten(result.title, MAX_TITLE_CHARS)}\n{result.url}\n"
-        f"{shorten(result.snippet, max_snippet_chars)}".rstrip()
-        for number, result in enumerate(results, start=1)
+        f"{number}. " + "\n".join(filter(None, (shorten(hit.title, MAX_TITLE_CHARS), hit.url, passage)))
+        for number, hit in enumerate(results, start=1)
+        for passage in [shorten(hit.snippet, max_snippet_chars)]
     )
 
 
