@@ -141,7 +141,7 @@ class ImageSearchTool:
         content: list[Content] = []
         index = len(context.images)
         for number, hit in enumerate(hits, start=1):
-            caption = f"{number}. {shorten(hit.caption, self._max_snippet_chars)}"
+            caption = f"{number}. {shorten(hit.caption, self._max_snippet_chars)}".rstrip()
             if hit.picture is None:
                 content.append(Content(text=f"{caption}\n(its picture cannot be shown)"))
                 continue
