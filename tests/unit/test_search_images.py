@@ -102,7 +102,7 @@ def test_what_is_no_picture_index_is_refused(index: Path, tmp_path: Path) -> Non
     (tmp_path / "mixed.jsonl").write_text('{"text": "x"}\n{"image": "pictures/red.png", "caption": "y"}\n')
     with pytest.raises(DataError, match="1 of 2 entries are pictures"):
         build_index(tmp_path / "mixed.jsonl", tmp_path / "mixed")
-    with pytest.raises(ConfigError, match="give either index .* or url"):
+    with pytest.raises(ConfigError, match=r"give either index .* or url"):
         ImageSearchTool()
     with pytest.raises(ConfigError, match="cache is for an endpoint"):
         ImageSearchTool(index=str(index), cache="c.sqlite", cache_mode="record")

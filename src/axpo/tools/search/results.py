@@ -18,6 +18,8 @@ MAX_URL_CHARS = 2000
 MAX_TITLE_CHARS = 200
 MAX_STORED_CHARS = 4000
 """Of one snippet, before `max_snippet_chars` cuts it for the model."""
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but the line end, and halves of surrogate pairs."""
 _DOMAIN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
@@ -129,8 +131,7 @@ def one_line(text: str) -> str:
 
 def clean(text: str) -> str:
     """Text in composed form, where what cannot be printed (but line ends) has become a space."""
-    composed = unicodedata.normalize("NFC", text)
-    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else " " for c in composed)
+    return _UNPRINTABLE.sub(" ", unicodedata.normalize("NFC", text))
 
 
 def read_results(items: JsonValue, *, service: str, fields: tuple[str, str, str]) -> list[SearchResult]:
