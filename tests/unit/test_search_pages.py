@@ -153,16 +153,24 @@ def test_the_connection_goes_to_the_address_that_was_checked(
     web.pages["/real"] = Reply(200, b"real", {"Content-Type": "text/plain"})
     lookups: list[str] = []
 
-    async def resolve(self: Any, host: Any, port: Any, **options: Any) -> list[Any]:
-        lookups.append(str(host))
+    def resolve(host: str, port: int, **options: Any) -> list[Any]:
+        lookups.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr("axpo.tools.search.pages.is_public", lambda address: True)  # pyright: ignore
-    monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     assert run(page, url=f"{web.server.url}/page") == "real"
-    assert lookups.count("pages.example") == 1
+    assert lookups == ["pages.example"]
     port = web.server.url.rpartition(":")[2]
     assert web.server.requests[-1].headers["host"] == f"pages.example:{port}"
+
+
+def test_a_page_that_never_ends_is_given_up(web: Web, make: Make) -> None:
+    search, page = make(timeout_s=0.2)
+    web.pages["/slow"] = Reply(200, iter(lambda: web.server.ended.wait(0.01) or b" ", True))
+    run(search, query="otter")
+    with pytest.raises(ToolError, match=r"The page cannot be opened: .*0\.2 s"):
+        run(page, url=f"{web.server.url}/slow")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -48,6 +49,7 @@ class AnswerCache:
         self.path = Path(path)
         self.num_lost = 0
         """Answers that could not be stored."""
+        self._has_warned = False
         if must_exist and not self.path.is_file():
             raise ConfigError(f'search: cache {self.path} does not exist. Record it first: cache_mode = "record".')
         if not self.path.parent.is_dir():
@@ -70,7 +72,8 @@ class AnswerCache:
             with self._write_lock:
                 self._writer.execute(_PUT, row)
         except sqlite3.OperationalError as error:
-            self._count_lost(error)
+            self.num_lost += 1
+            self._warn_once(error)
             return outcome
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
@@ -83,7 +86,7 @@ class AnswerCache:
             with self._write_lock:
                 return self._writer.execute(_RESERVE, (service, limit)).rowcount > 0
         except sqlite3.OperationalError as error:  # the caller counts its own requests all the same
-            self._count_lost(error)
+            self._warn_once(error)
             return True
 
     def release(self, service: str) -> None:
@@ -97,9 +100,17 @@ class AnswerCache:
             connection.close()
 
     def _open(self, *, may_create: bool) -> sqlite3.Connection:
+        # a replay may read from a read-only place, where SQLite can keep no record of its readers
+        is_fixed = not may_create and not os.access(self.path.parent, os.W_OK)
+        if is_fixed and Path(f"{self.path}-wal").exists():
+            raise ConfigError(
+                f"search: cache {self.path} was not closed, and its folder is read-only. Replay it once where it can be "
+                "written, then copy it again."
+            )
+        address = self.path.resolve().as_uri() + ("?immutable=1" if is_fixed else "")
         with self._readable():
             connection = sqlite3.connect(
-                self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                address, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             try:
                 if _version(connection) == 0 and may_create:
@@ -125,10 +136,10 @@ class AnswerCache:
             f"search: cache {self.path} cannot be read as a search cache: {error}. Restore it, or name another file."
         )
 
-    def _count_lost(self, error: Exception) -> None:
-        self.num_lost += 1
-        if self.num_lost == 1:
-            logger.warning("search: cache %s: answers cannot be stored: %s. The run goes on.", self.path, error)
+    def _warn_once(self, error: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning("search: cache %s cannot be written: %s. The run goes on.", self.path, error)
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -54,7 +54,7 @@ class HttpClient:
     """
 
     def __init__(self, *, timeout_s: float, max_bytes: int, use_proxies: bool = True) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._use_proxies = use_proxies
         self._client: AsyncClient | None = None
@@ -65,19 +65,19 @@ class HttpClient:
 
         if self._client is None:
             self._client = httpx2.AsyncClient(
-                timeout=self._timeout_s,
+                timeout=self.timeout_s,
                 max_redirects=MAX_REDIRECTS,
                 trust_env=self._use_proxies,
                 headers={"Accept-Encoding": "gzip", "User-Agent": "axpo"},
             )
         place = host_of(url)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 async with self._client.stream(method, url, follow_redirects=follow_redirects, **request) as response:
                     body = await self._read_body(response.aiter_raw(), response.headers.get("content-encoding", ""))
                     return Answer(status=response.status_code, headers=dict(response.headers), body=body)
         except TimeoutError as error:
-            raise ToolFault(f"{place} did not answer in {self._timeout_s:g} s") from error
+            raise ToolFault(f"{place} did not answer in {self.timeout_s:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL, zlib.error, OSError, ValueError) as error:
             raise ToolFault(f"{place}: {type(error).__name__}: {one_line(str(error))[:200]}") from error
 

@@ -60,4 +60,3 @@ class LoopThread:
         await asyncio.gather(*others, return_exceptions=True)
         if last is not None:
             await last
-        await asyncio.get_running_loop().shutdown_default_executor()

@@ -138,7 +138,11 @@ class PageFetcher:
     @property
     def identity(self) -> dict[str, list[str]]:
         """What decides, besides the address, whether a page is shown."""
-        return {"include_domains": self._domains.include, "exclude_domains": self._domains.exclude}
+        return {
+            "include_domains": self._domains.include,
+            "exclude_domains": self._domains.exclude,
+            "allow_hosts": sorted(self._allow_hosts),
+        }
 
     async def text(self, url: str) -> str:
         """Title and text. Raises `ToolError` when there is no such page, or none that can be read as text."""
@@ -153,6 +157,13 @@ class PageFetcher:
 
     async def fetch(self, url: str) -> Answer:
         """The answer at the end of the redirects. Raises `ToolError`, or `ToolFault` where the exchange failed."""
+        try:
+            async with asyncio.timeout(self._client.timeout_s):
+                return await self._follow(url)
+        except TimeoutError as error:
+            raise ToolFault(f"it took longer than {self._client.timeout_s:g} s") from error
+
+    async def _follow(self, url: str) -> Answer:
         for _ in range(_MAX_HOPS):
             answer = await self._request(url)
             target = answer.headers.get("location")
@@ -192,7 +203,8 @@ class PageFetcher:
 
 async def _public_address(host: str, port: int) -> str:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # not the loop's own: its threads would be waited for at the end of the program
+        found = await run_in_daemon_thread(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ToolFault(f"the host {host[:100]} cannot be resolved") from error
     addresses = [str(entry[4][0]) for entry in found]
