@@ -104,8 +104,8 @@ class AnswerCache:
         is_fixed = not may_create and not os.access(self.path.parent, os.W_OK)
         if is_fixed and Path(f"{self.path}-wal").exists():
             raise ConfigError(
-                f"search: cache {self.path} was not closed, and its folder is read-only. Replay it once where it can be "
-                "written, then copy it again."
+                f"search: cache {self.path} was not closed, and its folder is read-only. "
+                "Replay it once where it can be written, then copy it again."
             )
         address = self.path.resolve().as_uri() + ("?immutable=1" if is_fixed else "")
         with self._readable():
