@@ -247,6 +247,21 @@ tool.close()
 """
 
 
+@pytest.mark.parametrize("mode", ["live", "record"])
+def test_a_request_without_an_answer_costs_no_quota(make: Make, tmp_path: Path, mode: str) -> None:
+    cache = {"cache": str(tmp_path / "c.sqlite")} if mode == "record" else {}
+    with serving(lambda request: Reply(503)) as server:
+        tool = make(url=server.url, cache_mode=mode, max_requests=1, cost_per_request=0.5, **cache)
+        for _ in range(3):
+            with pytest.raises(ToolFault):
+                search(tool, "otter")
+        server.respond = tavily
+        search(tool, "otter")
+        with pytest.raises(QuotaError):
+            search(tool, "heron")
+    assert (tool.stats()["requests"], tool.stats()["faults"], tool.stats()["cost_usd"]) == (4, 3, 0.5)
+
+
 def run_processes(server: Server, cache: str, max_requests: int, words: list[str]) -> list[list[str]]:
     command = [sys.executable, "-c", PROGRAM, server.url, cache, str(max_requests)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,18 +45,23 @@ def test_the_first_final_outcome_stands(tmp_path: Path) -> None:
     two.close()
 
 
-def test_many_processes_may_create_the_file_at_once(tmp_path: Path) -> None:
-    def open_and_put(number: int) -> None:
-        cache = AnswerCache(tmp_path / "c.sqlite")
+def test_many_may_create_the_file_at_once(tmp_path: Path) -> None:
+    barrier = threading.Barrier(8)
+
+    def open_and_put(path: Path, number: int) -> None:
+        barrier.wait()
+        cache = AnswerCache(path)
         cache.put({"n": number}, number, is_final=True)
+        assert cache.num_lost == 0
         cache.close()
 
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(open_and_put, range(64)))
-    cache = AnswerCache(tmp_path / "c.sqlite")
-    assert [cache.get({"n": number}) for number in range(64)] == [(number, True) for number in range(64)]
-    assert cache.num_lost == 0
-    cache.close()
+    for repeat in range(25):
+        path = tmp_path / f"{repeat}.sqlite"
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(open_and_put, [path] * 8, range(8)))
+        cache = AnswerCache(path)
+        assert [cache.get({"n": number}) for number in range(8)] == [(number, True) for number in range(8)]
+        cache.close()
 
 
 def test_a_full_disk_loses_no_answer_and_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -108,21 +108,15 @@ class AnswerCache:
                 "Replay it once where it can be written, then copy it again."
             )
         address = self.path.resolve().as_uri() + ("?immutable=1" if is_fixed else "")
+        deadline_s = time.monotonic() + _BUSY_TIMEOUT_S
         with self._readable():
-            connection = sqlite3.connect(
-                address, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-            try:
-                if _version(connection) == 0 and may_create:
-                    _create(connection)
-                if _version(connection) != _FORMAT:
-                    raise sqlite3.DatabaseError("it has another format")
-                # in WAL mode a killed process loses nothing, a power cut the last answers
-                connection.execute("PRAGMA synchronous = NORMAL")
-            except BaseException:
-                connection.close()
-                raise
-            return connection
+            while True:
+                try:
+                    return _connect(address, may_create=may_create)
+                except sqlite3.OperationalError as error:  # SQLite itself does not wait while the mode changes to WAL
+                    if "locked" not in str(error) or time.monotonic() > deadline_s:
+                        raise
+                    time.sleep(0.01)
 
     @contextlib.contextmanager
     def _readable(self) -> Generator[None]:
@@ -142,20 +136,39 @@ class AnswerCache:
             logger.warning("search: cache %s cannot be written: %s. The run goes on.", self.path, error)
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+def _connect(address: str, *, may_create: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        address, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    try:
+        if may_create:
+            _create(connection)
+        if _version(connection) != _FORMAT:
+            raise sqlite3.DatabaseError("it has another format")
+        # in WAL mode a killed process loses nothing, a power cut the last answers
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    if _version(connection) == 0:  # no other process was faster
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise sqlite3.DatabaseError("it holds something else")
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {_FORMAT}")
-    connection.execute("COMMIT")
-    connection.execute("PRAGMA journal_mode = WAL")
+    if _version(connection) == 0:
+        connection.execute("BEGIN IMMEDIATE")
+        if _version(connection) == 0:  # no other process was faster
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise sqlite3.DatabaseError("it holds something else")
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_FORMAT}")
+        connection.execute("COMMIT")
+    if _version(connection) == _FORMAT:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def canonical(value: JsonValue) -> str:
