@@ -1,0 +1,239 @@
+"""`open_page`: the readable text of a page that a search returned."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import partial
+from typing import cast
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+from axpo.errors import ConfigError, ToolError, ToolFault
+from axpo.protocols import ToolContext
+from axpo.threads import run_in_daemon_thread
+from axpo.tools.search.http import Answer, HttpClient
+from axpo.tools.search.local import LocalIndex
+from axpo.tools.search.results import Domains, bad_arguments, clean, read_count, refuse_unknown
+from axpo.tools.search.service import Service
+from axpo.tools.search.text import decode, html_text, tidy
+from axpo.types import Content, FailureKind, ToolCall, ToolSpec
+
+MAX_PARTS = 1000
+_MAX_HOPS = 5
+_MAX_TEXT_CHARS = 200_000
+_MAX_KNOWN = 200_000
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class KnownPages:
+    """Addresses that searches returned, the latest ones."""
+
+    def __init__(self) -> None:
+        self._urls: OrderedDict[str, None] = OrderedDict()
+
+    def add(self, urls: Iterable[str]) -> None:
+        """Remember them."""
+        for url in urls:
+            self._urls[url] = None
+            self._urls.move_to_end(url)
+        while len(self._urls) > _MAX_KNOWN:
+            self._urls.popitem(last=False)
+
+    def __contains__(self, url: str) -> bool:
+        return url in self._urls
+
+
+class OpenPageTool:
+    """Text of a page, in parts of `max_chars` characters.
+
+    A document of a local index is read from there. On the web, only addresses that the search tool returned can be
+    opened (by any rollout: a branch has the results of its source), so that the model can send nothing out by an
+    address of its own making. A page that cannot be had is a `ToolError`: nobody but the model chose it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        index: LocalIndex | None = None,
+        service: Service | None = None,
+        fetcher: PageFetcher | None = None,
+        known: KnownPages | None = None,
+        max_chars: int = 8000,
+    ) -> None:
+        if max_chars < 1:
+            raise ConfigError(f"{name}: max_page_chars must be at least 1, got {max_chars}.")
+        self._index = index
+        self._service = service
+        self._fetcher = fetcher
+        self._known = known or KnownPages()
+        self._max_chars = max_chars
+        self.spec = ToolSpec(
+            name=name,
+            description="Read a page of the search results as text.",
+            parameters={
+                "type": "object",
+                "properties": {
+                    "url": {"type": "string", "description": "The address, exactly as in the search results."},
+                    "part": {
+                        "type": "integer",
+                        "minimum": 1,
+                        "maximum": MAX_PARTS,
+                        "default": 1,
+                        "description": "Which part of a long page, from 1.",
+                    },
+                },
+                "required": ["url"],
+            },
+        )
+
+    async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        """One part of the page's text."""
+        name = self.spec.name
+        refuse_unknown(name, call.arguments, self.spec.parameters["properties"])
+        url = call.arguments.get("url")
+        if not isinstance(url, str):
+            raise bad_arguments(name, "url must be a string.")
+        part = read_count(name, call.arguments, "part", default=1, maximum=MAX_PARTS)
+        text = await self._text(clean(url).strip(), context)
+        parts = [text[start : start + self._max_chars] for start in range(0, len(text), self._max_chars)] or [""]
+        if part > len(parts):
+            raise bad_arguments(name, f"part {part} does not exist; the page has {len(parts)}.")
+        more = f"\n\n[part {part} of {len(parts)}]" if len(parts) > 1 else ""
+        return (Content(text=(parts[part - 1] or "The page has no text.") + more),)
+
+    async def _text(self, url: str, context: ToolContext) -> str:
+        if self._index is not None:
+            document = self._index.document(url)
+            if document is None:
+                raise self._unknown()
+            return f"{document.title}\n\n{document.text}".strip()
+        assert self._service is not None and self._fetcher is not None
+        if url not in self._known:
+            raise self._unknown()
+        request = {"backend": "page", "url": url, **self._fetcher.identity}
+        read = partial(self._fetcher.text, url)
+        return cast("str", await self._service.answer(request, read, context, is_paid=False))
+
+    def _unknown(self) -> ToolError:
+        return bad_arguments(self.spec.name, "url is not among the search results. Copy one from there, exactly.")
+
+
+class PageFetcher:
+    """Fetches pages of the public web.
+
+    A host whose name resolves to an address that is not public is refused, at every redirect anew, and the connection
+    goes to the very address that was checked. `allow_hosts` names exceptions, as written in the page's address.
+    """
+
+    def __init__(self, client: HttpClient, domains: Domains, *, allow_hosts: Iterable[str] = ()) -> None:
+        self._client = client
+        self._domains = domains
+        self._allow_hosts = frozenset(allow_hosts)
+
+    @property
+    def identity(self) -> dict[str, list[str]]:
+        """What decides, besides the address, whether a page is shown."""
+        return {
+            "include_domains": self._domains.include,
+            "exclude_domains": self._domains.exclude,
+            "allow_hosts": sorted(self._allow_hosts),
+        }
+
+    async def text(self, url: str) -> str:
+        """Title and text. Raises `ToolError` when there is no such page, or none that can be read as text."""
+        try:
+            answer = await self.fetch(url)
+        except ToolFault as error:  # of a third party, chosen by the model
+            raise _unreadable(str(error)) from error
+        kind, _, parameters = answer.headers.get("content-type", "text/html").lower().partition(";")
+        charset = re.search(r"charset\s*=\s*[\"']?([\w-]{1,30})", parameters)
+        read = partial(_read_text, answer.body, kind.strip(), charset[1] if charset else None)
+        return (await run_in_daemon_thread(read))[:_MAX_TEXT_CHARS]
+
+    async def fetch(self, url: str) -> Answer:
+        """The answer at the end of the redirects. Raises `ToolError`, or `ToolFault` where the exchange failed."""
+        try:
+            async with asyncio.timeout(self._client.timeout_s):
+                return await self._follow(url)
+        except TimeoutError as error:
+            raise ToolFault(f"it took longer than {self._client.timeout_s:g} s") from error
+
+    async def _follow(self, url: str) -> Answer:
+        for _ in range(_MAX_HOPS):
+            answer = await self._request(url)
+            target = answer.headers.get("location")
+            if answer.status not in (301, 302, 303, 307, 308) or not target:
+                if answer.status != 200:
+                    raise _unreadable(f"HTTP {answer.status}")
+                return answer
+            try:
+                url = urljoin(url, target)
+            except ValueError as error:
+                raise _unreadable("it redirects to a malformed address") from error
+        raise _unreadable("too many redirects")
+
+    async def _request(self, url: str) -> Answer:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise _unreadable("its address is malformed") from error
+        if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
+            raise _unreadable("its address is no plain web address")
+        if not self._domains.allow(url):
+            raise _unreadable("its domain is not allowed")
+        if host in self._allow_hosts:
+            return await self._client.request("GET", url, follow_redirects=False)
+        address = await _public_address(host, port or (443 if parts.scheme == "https" else 80))
+        bracketed = f"[{address}]" if ":" in address else address
+        suffix = f":{port}" if port else ""
+        return await self._client.request(
+            "GET",
+            urlunsplit((parts.scheme, bracketed + suffix, parts.path or "/", parts.query, "")),
+            follow_redirects=False,
+            headers={"Host": (f"[{host}]" if ":" in host else host) + suffix},
+            extensions={"sni_hostname": host},
+        )
+
+
+async def _public_address(host: str, port: int) -> str:
+    try:
+        # not the loop's own: its threads would be waited for at the end of the program
+        found = await run_in_daemon_thread(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ToolFault(f"the host {host[:100]} cannot be resolved") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    if not addresses or not all(is_public(address) for address in addresses):
+        raise _unreadable("its host is not on the public web")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """True for an address of the public internet, also where an IPv6 address carries an IPv4 one."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        teredo = ip.teredo[1] if ip.teredo else None
+        carried = ip.ipv4_mapped or ip.sixtofour or teredo
+        if carried is None and ip in _NAT64:
+            carried = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if carried is not None:
+            ip = carried
+    return ip.is_global and not ip.is_multicast
+
+
+def _read_text(body: bytes, kind: str, charset: str | None) -> str:
+    if kind in ("text/html", "application/xhtml+xml"):
+        title, text = html_text(body, charset=charset)
+        return f"{title}\n\n{text}".strip()
+    if kind.startswith("text/") or kind in ("application/json", "application/xml"):
+        return tidy(decode(body, charset=charset))
+    raise _unreadable(f"it is {kind[:60] or 'of no type'}, not text")
+
+
+def _unreadable(reason: str) -> ToolError:
+    return ToolError(FailureKind.EXECUTION_ERROR, f"The page cannot be opened: {reason}.")

@@ -1,0 +1,227 @@
+"""Opening pages that a search returned: readable, bounded, and never a way into the user's network."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from axpo.errors import ConfigError, ToolError
+from axpo.images import ContentImageStore
+from axpo.protocols import ToolContext
+from axpo.tools.search import SearchTool
+from axpo.tools.search.pages import is_public
+from axpo.tools.search.text import html_text
+from axpo.types import FailureKind, ToolCall
+from search_servers import Reply, Request, Server, serving
+
+PAGE = b"""<!doctype html><html><head><meta charset="windows-1252"><title>Otters &amp; more</title></head><body>
+<nav>Home</nav><main><h1>Otters</h1><p>They   swim &eacute;t\xe9.</p><ul><li>one</li><li>two</li></ul></main>
+<footer>Imprint</footer><script>alert("x")</script></body></html>"""
+
+
+def context() -> ToolContext:
+    return ToolContext(rollout_id="r", images=[], store=ContentImageStore())
+
+
+def run(tool: Any, into: ToolContext | None = None, **arguments: Any) -> str:
+    call = ToolCall(id="c", name="x", arguments=arguments)
+    (block,) = asyncio.run(tool.run(call, into or context()))
+    return str(block.text)
+
+
+class Web:
+    """A search service whose results are pages of the same server."""
+
+    def __init__(self) -> None:
+        self.server: Server
+        self.pages: dict[str, Reply] = {}
+
+    def __call__(self, request: Request) -> Reply:
+        if request.path.startswith("/search"):
+            results = [{"title": path, "url": self.server.url + path} for path in self.pages]
+            return Reply(200, {"results": results})
+        return self.pages.get(request.path, Reply(404, b"no"))
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    web = Web()
+    with serving(web) as server:
+        web.server = server
+        yield web
+
+
+@pytest.fixture
+def make(web: Web, request: pytest.FixtureRequest) -> Callable[..., tuple[SearchTool, Any]]:
+    def make_tools(**options: Any) -> tuple[SearchTool, Any]:
+        given = {"backend": "searxng", "url": web.server.url, "fetch": True, "allow_hosts": ["127.0.0.1"]}
+        tool = SearchTool(**given | options)
+        request.addfinalizer(tool.close)
+        return tool, tool.companions[0]
+
+    return make_tools
+
+
+Make = Callable[..., tuple[SearchTool, Any]]
+
+
+def test_a_page_that_was_found_is_read_as_text(web: Web, make: Make) -> None:
+    web.pages["/otter"] = Reply(200, PAGE, {"Content-Type": "text/html"})
+    search, page = make()
+    url = f"{web.server.url}/otter"
+    with pytest.raises(ToolError, match="not among the search results"):
+        run(page, url=url)
+    assert all(request.path != "/otter" for request in web.server.requests)
+    run(search, query="otter")
+    assert run(page, url=url) == "Otters & more\n\nOtters\n\nThey swim été.\n\none\n\ntwo"
+
+
+def test_pages_are_recorded_and_replayed_with_their_failures(web: Web, make: Make, tmp_path: Path) -> None:
+    web.pages |= {"/text": Reply(200, b"plain", {"Content-Type": "text/plain"}), "/gone": Reply(410)}
+    options = {"cache": str(tmp_path / "c.sqlite"), "max_requests": 1}
+    search, page = make(cache_mode="record", **options)
+    address = web.server.url
+
+    def read_all(search: SearchTool, page: Any) -> list[str]:
+        run(search, query="otter")
+        texts = [run(page, url=f"{address}/text")]
+        with pytest.raises(ToolError, match=r"The page cannot be opened: HTTP 410") as caught:
+            run(page, url=f"{address}/gone")
+        assert caught.value.kind == FailureKind.EXECUTION_ERROR
+        return [*texts, str(caught.value)]
+
+    recorded = read_all(search, page)
+    num_requests = len(web.server.requests)
+    search, page = make(cache_mode="replay", **options)
+    assert read_all(search, page) == recorded and len(web.server.requests) == num_requests
+    hit = context()
+    run(page, hit, url=f"{address}/text")
+    assert hit.is_cached
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (Reply(404), "HTTP 404"),
+        (Reply(500), "HTTP 500"),
+        (Reply(200, b"%PDF", {"Content-Type": "application/pdf"}), "application/pdf, not text"),
+        (Reply(200, b"x", {"Content-Type": "text/html", "Content-Encoding": "zstd"}), "content encoding"),
+        (Reply(200, b"x" * 2_000_001, {"Content-Type": "text/html"}), "larger than 2000000 bytes"),
+        (Reply(302, b"", {"Location": "/page"}), "too many redirects"),
+        (Reply(302, b"", {"Location": "http://localhost/secret"}), "not on the public web"),
+        (Reply(302, b"", {"Location": "http://[::1]:80/"}), "not on the public web"),
+        (Reply(302, b"", {"Location": "http://0x7f000001/"}), "not on the public web"),
+        (Reply(302, b"", {"Location": "http://169.254.169.254/latest/meta-data"}), "not on the public web"),
+        (Reply(302, b"", {"Location": "file:///etc/passwd"}), "no plain web address"),
+        (Reply(302, b"", {"Location": "http://user:pass@127.0.0.1/"}), "no plain web address"),
+        (Reply(302, b"", {"Location": "http://127.0.0.1:99999999/"}), "malformed"),
+        (Reply(302, b"", {"Location": "http://[::1/"}), "malformed"),
+        (Reply(302, b"", {"Location": "http://" + "a" * 300 + "/"}), "cannot be resolved"),
+        (Reply(302, b"", {"Location": "https://www.leak.org/answer"}), "domain is not allowed"),
+    ],
+)
+def test_a_page_that_cannot_be_had_is_told_to_the_model(web: Web, make: Make, reply: Reply, message: str) -> None:
+    web.pages["/page"] = reply
+    search, page = make(exclude_domains=["leak.org"])
+    run(search, query="otter")
+    with pytest.raises(ToolError, match=f"The page cannot be opened: .*{message}"):
+        run(page, url=f"{web.server.url}/page")
+
+
+def test_without_permission_no_private_address_is_asked(web: Web, make: Make) -> None:
+    web.pages["/page"] = Reply(200, PAGE)
+    search, page = make(allow_hosts=[])
+    run(search, query="otter")
+    with pytest.raises(ToolError, match="not on the public web"):
+        run(page, url=f"{web.server.url}/page")
+    assert [request.path.partition("?")[0] for request in web.server.requests] == ["/search"]
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(
+    web: Web, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that resolves anew at connection time would let a page turn private after the check."""
+    web.pages["/page"] = Reply(302, b"", {"Location": f"{web.server.url.replace('127.0.0.1', 'pages.example')}/real"})
+    search, page = make()
+    run(search, query="otter")  # /real is no result
+    web.pages["/real"] = Reply(200, b"real", {"Content-Type": "text/plain"})
+    lookups: list[str] = []
+
+    def resolve(host: str, port: int, **options: Any) -> list[Any]:
+        lookups.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr("axpo.tools.search.pages.is_public", lambda address: True)  # pyright: ignore
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert run(page, url=f"{web.server.url}/page") == "real"
+    assert lookups == ["pages.example"]
+    port = web.server.url.rpartition(":")[2]
+    assert web.server.requests[-1].headers["host"] == f"pages.example:{port}"
+
+
+def test_a_page_that_never_ends_is_given_up(web: Web, make: Make) -> None:
+    search, page = make(timeout_s=0.2)
+    web.pages["/slow"] = Reply(200, iter(lambda: web.server.ended.wait(0.01) or b" ", True))
+    run(search, query="otter")
+    with pytest.raises(ToolError, match=r"The page cannot be opened: .*0\.2 s"):
+        run(page, url=f"{web.server.url}/slow")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("ff0e::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:93.184.216.34", True),
+        ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_which_addresses_are_public(address: str, expected: bool) -> None:
+    assert is_public(address) is expected
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"<div>", b"<b>", b"<a ", b"<!--", b"<![CDATA[", b"<p>x<table>", b"&", b"<", b"<article>", b"\0", b"<b><p>"],
+)
+def test_hostile_pages_take_no_time(piece: bytes) -> None:
+    start_s = time.process_time()
+    html_text(piece * (2_000_000 // len(piece)))
+    assert time.process_time() - start_s < 20  # quadratic parsers need minutes
+
+
+def test_text_of_pages() -> None:
+    assert html_text(b"") == html_text(b"   ") == ("", "")
+    assert html_text("<p>ä<br>b</p><textarea>c</textarea>".encode()) == ("", "ä\nb\nc")
+    article = "long text " * 40
+    page = f"<title>t</title><div>before</div><article><p>{article}</p></article><div>after</div>"
+    assert html_text(page.encode()) == ("t", article.strip())
+    assert html_text("<p>日本".encode("shift_jis"), charset="Shift_JIS") == ("", "日本")
+    assert html_text(b"<p>x", charset="punycode") == html_text(b"<p>x", charset="no-such") == ("", "x")
+
+
+def test_wrong_options() -> None:
+    with pytest.raises(ConfigError, match="api_key_env"):
+        SearchTool(backend="tavily", api_key_env="AXPO_NO_SUCH_VARIABLE")
