@@ -832,6 +832,8 @@ def train(args: argparse.Namespace) -> None:
             cache_features(model, pool)
         if name == "join":
             pool.view_features = pool.crop_features = None
+        if num_steps == 0:
+            continue
         optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.02)
         for step in range(num_steps):
             progress = step / num_steps
@@ -870,7 +872,7 @@ def save(args: argparse.Namespace, model: Any, numbers: dict[str, float], device
     save_checkpoint(
         args.out, model=model, tokenizer=tokenizer, min_pixels=CROP_PX**2, max_pixels=VIEW_PX**2, dtype="bfloat16"
     )
-    arguments = {key: value for key, value in vars(args).items() if key != "out"}
+    arguments = {key: value for key, value in vars(args).items() if key not in ("out", "tower")}
     record = {
         "recipe": "recipes/mini_cpu/pretrain.py",
         "arguments": arguments,

@@ -113,7 +113,8 @@ class Tool(Protocol):
 
         Raises `axpo.errors.ToolError` for a mistake of the model (it gets to read the message) and
         `axpo.errors.ToolFault` for a fault of ours; any other exception counts as a fault of ours. When it is
-        cancelled (the timeout passed), it must leave nothing running.
+        cancelled (the timeout passed), it must leave nothing running. A timeout counts against the model, which asked
+        for too much, unless the tool has an attribute `is_timeout_ours = True`: what asks a service over a network.
         """
         ...
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,16 @@ DEMONSTRATION_COLUMNS = (
     Column(title="tokens", key="tokens/trained", format="d", width=9),
     Column(title="s", key="seconds/step", format=".1f", width=7),
 )
+
+
+@contextlib.contextmanager
+def counting(noun: str) -> Generator[Callable[[int], None]]:
+    """A counter of unknown length on a terminal; nothing elsewhere."""
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.completed:,} {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(noun, total=None)
+        yield lambda count: bar.update(task, completed=count)
 
 
 class RunConsole:

@@ -21,8 +21,14 @@ REQUIRED = (
     "math-verify",
     "matplotlib",
     "pyarrow",
+    "jsonschema",
 )
-EXTRAS = {"lora": ("peft",)}
+EXTRAS = {
+    "lora": ("peft",),
+    "python": ("scipy", "sympy", "pandas"),
+    "search": ("tantivy", "httpx2", "lxml"),
+    "mcp": ("mcp",),
+}
 """Extra -> the packages it brings."""
 
 

@@ -1,4 +1,4 @@
-"""`axpo`: train, fine-tune, evaluate, report, check the installation, show the demo."""
+"""`axpo`: train, fine-tune, evaluate, report, index, check the installation, show the demo."""
 
 from __future__ import annotations
 
@@ -62,6 +62,10 @@ def _build_parser() -> argparse.ArgumentParser:
     command = add("report", _report, "One self-contained HTML file about one run or several.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    command = add("index", _index, "A local index for the search tools, from a JSONL file or a folder.")
+    command.add_argument("source", type=Path, metavar="SOURCE")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument("--language", default="english", help="how words are cut to their stems; default english")
     add("doctor", _doctor, "What this installation can do.")
     command = add("demo", _demo, "GRPO and AXPO side by side on the mini task, on this machine's CPU.")
     command.add_argument("--minutes", type=float, default=10.0, metavar="FLOAT", help="time to spend; default 10")
@@ -127,6 +131,16 @@ def _report(arguments: argparse.Namespace) -> int:
 
     write_report(arguments.runs, arguments.out)
     print(f"report: {arguments.out}")
+    return 0
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from axpo.cli.console import counting
+    from axpo.tools.search import index_command
+
+    with counting("documents") as progress:
+        info = index_command(arguments.source, arguments.out, language=arguments.language, progress=progress)
+    print(f"{info.num_documents} {'pictures' if info.has_images else 'documents'} indexed in {arguments.out}")
     return 0
 
 

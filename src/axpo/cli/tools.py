@@ -26,8 +26,8 @@ from axpo.trainer.config import Config, ToolLimitsConfig
 PAPER = "paper_tools"
 MCP = "mcp:"
 MINI_CORPUS = "mini:corpus"
-DEFAULT_TIMEOUTS_S = {"python": 60.0}
-"""Of built-in tools that bound a call's time themselves: the executor's is the second fence."""
+SECOND_FENCE_S = 90.0
+"""Timeout of built-in tools that bound a call's time themselves."""
 
 
 def build_executor(config: Config, *, shorten: Shorten) -> ToolExecutor:
@@ -38,14 +38,14 @@ def build_executor(config: Config, *, shorten: Shorten) -> ToolExecutor:
         raise ConfigError(f"data.tool_limits: no tool is called {stray[0]!r}; there are {', '.join(tools) or 'none'}.")
     tables = {name: config.data.tool_limits.get(name, ToolLimitsConfig()) for name in tools}
     return ToolExecutor(
-        tools=tools, limits={name: _limits(name, table) for name, table in tables.items()}, shorten=shorten
+        tools=tools, limits={name: _limits(tools[name], table) for name, table in tables.items()}, shorten=shorten
     )
 
 
-def _limits(name: str, table: ToolLimitsConfig) -> ToolLimits:
+def _limits(tool: Tool, table: ToolLimitsConfig) -> ToolLimits:
     options = table.model_dump(exclude={"max_result_tokens", "max_result_images", "max_image_px"})
-    if "timeout_s" not in table.model_fields_set:
-        options["timeout_s"] = DEFAULT_TIMEOUTS_S.get(name, table.timeout_s)
+    if "timeout_s" not in table.model_fields_set and getattr(tool, "bounds_its_time", False):
+        options["timeout_s"] = SECOND_FENCE_S
     return ToolLimits(
         **options,
         bounds=Bounds(

@@ -162,6 +162,8 @@ class ToolExecutor:
         except Exception as error:
             if deadline.expired():  # a TimeoutError of the tool's own, a lost connection say, is not the model's doing
                 message = f"{call.name} did not finish within {limits.timeout_s:g} s."
+                if getattr(tool, "is_timeout_ours", False):
+                    raise ToolFault(f"tool {message}") from error
                 return (), ToolFailure(kind=FailureKind.TIMEOUT, message=message)
             message = f"tool {call.name} raised {type(error).__name__}: {error}"
             raise ToolFault(message, can_retry=False) from error

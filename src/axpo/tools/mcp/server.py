@@ -54,6 +54,8 @@ def mcp_tools(**options: Any) -> tuple[McpTool, ...]:
 class McpTool:
     """An `axpo.protocols.Tool` of an MCP server."""
 
+    bounds_its_time = True
+
     def __init__(self, server: McpServer, spec: ToolSpec, remote_name: str) -> None:
         self.spec = spec
         self._server = server

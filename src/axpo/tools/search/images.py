@@ -55,6 +55,9 @@ class ImageSearchTool:
     Pictures above `max_pixels` are scaled down. The other options are those of `SearchTool`.
     """
 
+    bounds_its_time = True
+    is_timeout_ours = True
+
     def __init__(
         self,
         *,

@@ -55,6 +55,9 @@ class OpenPageTool:
     address of its own making. A page that cannot be had is a `ToolError`: nobody but the model chose it.
     """
 
+    bounds_its_time = True
+    is_timeout_ours = True
+
     def __init__(
         self,
         name: str,

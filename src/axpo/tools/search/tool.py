@@ -39,6 +39,9 @@ class SearchTool:
     With `fetch`, `companions` holds the tool `open_page`, which shares cache, quota and connections.
     """
 
+    bounds_its_time = True
+    is_timeout_ours = True
+
     def __init__(
         self,
         *,
