@@ -692,13 +692,13 @@ def evaluate(model: Any, pool: Pool, rows: list[Row], device: torch.device) -> d
     read = [row for row in counts if len(row.crops) == 1 and pool.crop_labels[row.crops[0], 4] > 0]
     groups = {f"direct_{kind}": [row for row in rows if row.kind == kind and not _calls(row)] for kind in _DIALOGUES}
     result = {
-        name: _answer_accuracy(model, pool, group[:512], device)
+        name: _answer_accuracy(model, pool, group[:256], device)
         for name, group in (*groups.items(), ("read", read))
         if group
     }
     checks = {"count": ("hit", _is_hit), "distance": ("measured", _is_measured), "lookup": ("looked_up", _is_query)}
     for kind, (name, check) in checks.items():
-        if chosen := called[kind][:256]:
+        if chosen := called[kind][:96]:
             texts = _greedy_calls(model, pool, chosen, device)
             result[name] = sum(check(pool, row, text) for row, text in zip(chosen, texts, strict=True)) / len(chosen)
     return result
