@@ -1,0 +1,70 @@
+"""Which walls this machine can build, and what to do about those it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from axpo.errors import ConfigError, ToolFault
+
+_SWITCHES = (
+    (
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`",
+    ),
+    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "`sysctl kernel.unprivileged_userns_clone=1`"),
+    ("/proc/sys/user/max_user_namespaces", "0", "`sysctl user.max_user_namespaces=10000`"),
+)
+_FULL = "full: user, mount, pid, network, IPC and host-name namespaces, private /tmp, seccomp, rlimits"
+
+
+def isolation_level() -> str:
+    """One line: the walls around Python code on this machine, or what is missing and how to get it.
+
+    Starts a fork server without libraries and one interpreter, which takes a few tenths of a second.
+    """
+    # the server imports this module
+    from axpo.tools.sandbox import seccomp
+    from axpo.tools.sandbox.server import SandboxServer
+    from axpo.tools.sandbox.wire import Limits
+
+    server = SandboxServer(has_libraries=False)
+
+    async def spawn() -> None:
+        (await server.spawn(Limits())).kill()
+
+    try:
+        asyncio.run(spawn())
+    except (ConfigError, ToolFault) as error:
+        remaining = "seccomp, rlimits" if seccomp.is_supported() else "rlimits"
+        return f"none ({remaining} with allow_unsafe): {error}"
+    finally:
+        server.close()
+    return _FULL
+
+
+def how_to_isolate(wall: str) -> str:
+    """What to do where `wall` cannot be built."""
+    return f"this machine cannot isolate Python code ({wall}). {_advice()}"
+
+
+def _advice() -> str:
+    switches = [command for path, blocked, command in _SWITCHES if _read(path) == blocked]
+    if switches:
+        first = f"As root, run {' and '.join(switches)}"
+    elif Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
+        first = (
+            "Start the container with `--security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+            "--security-opt systempaths=unconfined` (or `--privileged`)"
+        )
+    else:
+        first = "It needs Linux 5.14 or later with unprivileged user namespaces and seccomp, on x86_64 or aarch64"
+    return f"{first}. Where you accept that the model's code sees this machine's files, set allow_unsafe = true."
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
