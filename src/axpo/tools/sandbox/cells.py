@@ -129,12 +129,19 @@ def compile_cell(code: str, name: str) -> tuple[CodeType, CodeType | None]:
 
 def format_error(error: BaseException) -> str:
     """The traceback, with frames of cells only."""
-    _forget_frames(error, set())
-    lines = "".join(traceback.format_exception(error)).splitlines()
+    try:
+        _forget_frames(error, set())
+        lines = "".join(traceback.format_exception(error)).splitlines()
+    except Exception as fault:  # of the exception's own methods, or of a library that the code has changed
+        return f"{_name(error)} (its traceback cannot be shown: {_name(fault)})"
     if len(lines) > MAX_TRACEBACK_LINES:
         half = MAX_TRACEBACK_LINES // 2
         lines[half:-half] = [f"[... {len(lines) - 2 * half} lines left out ...]"]
     return "\n".join(lines)
+
+
+def _name(error: BaseException) -> str:
+    return type.__getattribute__(type(error), "__name__")
 
 
 def _forget_frames(error: BaseException | None, seen: set[int]) -> None:
@@ -147,9 +154,10 @@ def _forget_frames(error: BaseException | None, seen: set[int]) -> None:
             if trace.tb_frame.f_code.co_filename.startswith("<cell "):
                 frames.append(trace)
             trace = trace.tb_next
-        for frame, following in zip(frames, [*frames[1:], None], strict=True):
-            frame.tb_next = following
-        error.__traceback__ = frames[0] if frames else None
+        following = None
+        for frame in reversed(frames):
+            frame.tb_next, following = following, frame
+        error.__traceback__ = following
         _forget_frames(error.__cause__, seen)
         error = error.__context__
 

@@ -1,4 +1,4 @@
-"""Walls: the namespaces of the fork server, its tiny file system, and what an interpreter gives up before it runs code.
+"""Walls: the namespaces of the fork server, its tiny file system, what an interpreter gives up before it runs code.
 
 `enter_namespaces` -> fork -> `build_root` -> `become_nobody` make the fork server; each interpreter that it forks calls
 `confine`.
