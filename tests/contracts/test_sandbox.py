@@ -229,8 +229,10 @@ def test_a_lost_fork_server_is_our_fault_and_is_replaced(victim: str) -> None:
     fresh.call("1")
     fresh.close()
     keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
+    interpreter = pid_of(old)
     inner = min(child for child, parent in parents().items() if parent == keeper)
     os.kill(keeper if victim == "keeper" else inner, signal.SIGKILL)
+    wait_until(lambda: interpreter not in parents())
     with pytest.raises(ToolFault, match="its fork server died") as caught:
         old.call("x")
     assert not caught.value.can_retry

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 from axpo.errors import ConfigError, ToolFault
 from axpo.tools.sandbox.isolation import how_to_isolate
@@ -90,6 +91,7 @@ class SandboxServer:
         self._has_libraries = has_libraries
         self._control: socket.socket | None = None
         self._keeper: _Keeper | None = None
+        self._interpreters: WeakSet[Interpreter] = WeakSet()
 
     def start(self) -> None:
         """Start the process unless it runs; it gets ready in the background."""
@@ -121,22 +123,19 @@ class SandboxServer:
                 raise
             reason = str(error) or f"no answer within {START_TIMEOUT_S:g} s"
             raise self._explain(reason) from error
-        return Interpreter(ours, pidfd, limits)
+        interpreter = Interpreter(ours, pidfd, limits)
+        self._interpreters.add(interpreter)
+        return interpreter
 
     @property
     def is_alive(self) -> bool:
         """False once the fork server has died: it closes its socket before the kernel kills its interpreters."""
-        if self._control is None:
-            return False
-        try:
-            return bool(self._control.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        return self._control is not None and self._read_report() is None
 
     def close(self) -> None:
         """End the fork server and every interpreter; returns when they are gone."""
+        for interpreter in list(self._interpreters):
+            interpreter.kill()
         if self._control is not None:
             self._control.close()
         if self._keeper is not None:
@@ -167,14 +166,26 @@ class SandboxServer:
                 await asyncio.sleep(0.01)
         raise ToolFault("tool python: its sandbox was closed", can_retry=False)
 
+    def _read_report(self) -> dict[str, str] | None:
+        """What the fork server says of itself; it only does when it ends. None: it lives."""
+        assert self._control is not None
+        for _ in range(2):
+            try:
+                return json.loads(self._control.recv(4096, socket.MSG_PEEK) or b"{}")
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:  # it has left requests unread; its report lies behind this error
+                continue
+        return {}
+
     def _explain(self, reason: str) -> ConfigError | ToolFault:
-        """What the fork server left behind when it ended."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            report = json.loads(self._control.recv(4096, socket.MSG_PEEK))  # type: ignore[union-attr]  # suppressed
-            if report["kind"] == "import":
-                return ConfigError(f"tool python: {report['message']}. Run `pip install numpy scipy sympy pandas`.")
+        """Whose fault it is that there is no interpreter."""
+        report = self._read_report() if self._control is not None else {}
+        if report and report["kind"] == "import":
+            return ConfigError(f"tool python: {report['message']}. Run `pip install numpy scipy sympy pandas`.")
+        if report:
             return ConfigError(f"tool python: {how_to_isolate(report['message'])}")
-        last_words = self._keeper.last_words() if self._keeper is not None and not self.is_alive else ""
+        last_words = self._keeper.last_words() if self._keeper is not None and report is not None else ""
         return ToolFault(f"tool python: no interpreter: {reason}. {last_words}".strip())
 
 
