@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sandboxed import PythonRollout
 
 from axpo.errors import ConfigError, ToolFault
 from axpo.tools.python_exec import PythonTool
 from axpo.tools.sandbox import Limits, SandboxServer, isolation_level, seccomp
 from axpo.types import FailureKind
+from sandboxed import PythonRollout
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def pid_of(rollout: PythonRollout) -> int:
 
 def test_this_machine_isolates() -> None:
     assert isolation_level() == (
-        "full: user, mount, pid, network, IPC and host-name namespaces, private /tmp, seccomp, rlimits"
+        "full: user, mount, pid, network, IPC and host-name namespaces, private files, seccomp, rlimits"
     )
 
 
@@ -96,8 +96,8 @@ def test_an_interpreter_has_given_everything_up(rollout: PythonRollout) -> None:
     assert "0" not in status["Uid"].split()
     assert Path(f"/proc/{pid_of(rollout)}/oom_score_adj").read_text() == "1000\n"
     # files: nowhere three times, the channel
-    assert rollout.text("import os\nopen_files = []\nfor fd in range(256):\n    try: os.fstat(fd); open_files.append(fd)\n"
-                        "    except OSError: pass\nopen_files") == "[0, 1, 2, 3]"  # fmt: skip
+    list_open = "import os\nfound = []\nfor fd in range(256):\n    try: found.append(os.fstat(fd) and fd)\n"
+    assert rollout.text(f"{list_open}    except OSError: pass\nfound") == "[0, 1, 2, 3]"
 
 
 def test_nothing_of_the_environment_gets_in(rollout: PythonRollout) -> None:

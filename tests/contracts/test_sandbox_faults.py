@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sandboxed import PythonRollout
 
 from axpo.tools.python_exec import PythonTool
 from axpo.types import FailureKind
+from sandboxed import PythonRollout
 
 SECRET = "violet-otter-7731"
 GONE = "The code ended its interpreter"
@@ -118,7 +118,8 @@ RESOURCES = [
     Attack(
         "compressed picture of 100,000 x 100,000",
         "import struct, zlib, io\nfrom PIL import Image\n"
-        "def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))\n"
+        "def chunk(kind, data):\n"
+        "    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))\n"
         "png = b'\\x89PNG\\r\\n\\x1a\\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 10**5, 10**5, 8, 2, 0, 0, 0))\n"
         "Image.open(io.BytesIO(png + chunk(b'IDAT', zlib.compress(bytes(10**6))) + chunk(b'IEND', b'')))",
         "DecompressionBomb",
@@ -129,16 +130,17 @@ FILES = [
     Attack("read a planted file", "print(open(planted_path).read())", "FileNotFoundError"),
     Attack(
         "search the file system",
-        "import os\n[f for d, _, files in os.walk('/') for f in files if 'axpo-planted' in f or f in ('shadow', '.bashrc')]",
-        r"^\[\]$",
+        "import os\nfiles = [f for _, _, files in os.walk('/') for f in files]\n"
+        "[f for f in files if 'axpo-planted' in f or f in ('shadow', '.bashrc')], len(files) > 1000",
+        r"^\(\[\], True\)$",
     ),
-    Attack("read the environment", "import os, ctypes\nstr(dict(os.environ))", r"^(?!.*violet).*'HOME': '/tmp'"),
+    Attack("read the environment", "import os, ctypes\nstr(dict(os.environ))", r"^(?!.*violet).*'HOME': '/workspace'"),
     Attack("go up", "import os\nos.chdir('/' + '../' * 20)\nsorted(os.listdir()) == sorted(os.listdir('/'))", "True"),
     Attack(
         "write everywhere",
         "import os\nwritten = set()\nfor d, _, files in os.walk('/'):\n"
         "    try: open(d + '/w', 'w').close(); written.add(d)\n    except OSError: pass\nwritten",
-        r"^\{'/tmp'\}$",
+        r"^\{'/workspace'\}$",
     ),
     Attack("change a library", "import json\nopen(json.__file__, 'a')", "Read-only file system|PermissionError"),
     Attack("chmod a library", "import json, os\nos.chmod(json.__file__, 0o777)", "PermissionError|Read-only"),
@@ -242,12 +244,14 @@ RUNNER = [
     Attack("NUL and half characters", "print('\\0\\ud800')", r"^\\x00\\ud800$"),
     Attack(
         "pickle",
-        "import pickle, os\nclass A:\n    def __reduce__(self): return os.system, ('id',)\npickle.loads(pickle.dumps(A()))",
+        "import pickle, os\nclass A:\n    def __reduce__(self): return os.system, ('id',)\n"
+        "pickle.loads(pickle.dumps(A()))",
         r"-1|127|32512",
     ),
     Attack(
         "changed builtins",
-        "import builtins, json\nfor name in ('len', 'print', 'open', 'isinstance', 'repr', 'bytes', 'range', 'getattr'):\n"
+        "import builtins, json\n"
+        "for name in ('len', 'print', 'open', 'isinstance', 'repr', 'bytes', 'range', 'getattr'):\n"
         "    setattr(builtins, name, lambda *a, **k: 'forged')\njson.dumps = json.loads = None\n1 / 0",
         "ZeroDivisionError: division by zero",
     ),
@@ -268,7 +272,8 @@ RUNNER = [
     ),
     Attack(
         "broken runner",
-        "import gc\nfor o in gc.get_objects():\n    if type(o).__name__ in ('CellRunner', 'Gallery'): o.__dict__.clear()",
+        "import gc\nfor o in gc.get_objects():\n"
+        "    if type(o).__name__ in ('CellRunner', 'Gallery'): o.__dict__.clear()",
         f"{GONE}|Error",
     ),
     Attack(

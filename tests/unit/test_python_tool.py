@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from PIL import Image
-from sandboxed import PythonRollout
 
 from axpo.errors import ConfigError, ToolError
 from axpo.images import ContentImageStore
 from axpo.protocols import ClosableTool, StatefulTool
 from axpo.tools.python_exec import NO_OUTPUT, PythonTool
 from axpo.types import FailureKind, ToolCall
+from sandboxed import PythonRollout
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_long_output_keeps_both_ends_and_says_what_is_cut(rollout: PythonRollout
     many = rollout.text("for i in range(100_000): print(i)")
     assert many.startswith("0\n1\n2\n")
     assert many.endswith("99998\n99999")
-    kind, message = rollout.failure("print('x' * 100_000)\n1/0")
+    _kind, message = rollout.failure("print('x' * 100_000)\n1/0")
     assert message.endswith("ZeroDivisionError: division by zero")
 
 
@@ -197,7 +197,7 @@ def test_pictures_of_the_dialogue_are_in_step_in_both_directions(tool: PythonToo
     rollout = PythonRollout(tool, store)
     rollout.context.images.append(store.add_image(Image.new("RGB", (64, 48), (9, 8, 7))))
     assert rollout.text("len(_pil_images), _pil_images[0].size, _pil_images[0].getpixel((1, 1)), _images") == (
-        "(1, (64, 48), (9, 8, 7), ['/tmp/images/0.png'])"
+        "(1, (64, 48), (9, 8, 7), ['/workspace/images/0.png'])"
     )
     rollout.call("_pil_images[0].crop((0, 0, 20, 10))")  # becomes picture 1
     rollout.context.images.append(store.add_image(Image.new("RGB", (5, 5))))  # a zoom's crop

@@ -85,10 +85,10 @@ class PythonTool:
         if result.status is CellStatus.RAISED:
             raise ToolError(FailureKind.EXECUTION_ERROR, text)
         images = await run_in_daemon_thread(_store_images, result, context) if result.images else ()
-        content = [Content(text=text if text or images else NO_OUTPUT)] if text or not images else []
+        content = [Content(text=text)] if text else []
         for number, ref in enumerate(images, len(context.images)):
             content += [Content(text=f"img_idx {number}:"), Content(image=ref)]
-        return tuple(content)
+        return tuple(content) or (Content(text=NO_OUTPUT),)
 
     async def close_rollout(self, context: ToolContext) -> None:
         """End the rollout's interpreter."""

@@ -16,7 +16,7 @@ _SWITCHES = (
     ("/proc/sys/kernel/unprivileged_userns_clone", "0", "`sysctl kernel.unprivileged_userns_clone=1`"),
     ("/proc/sys/user/max_user_namespaces", "0", "`sysctl user.max_user_namespaces=10000`"),
 )
-_FULL = "full: user, mount, pid, network, IPC and host-name namespaces, private /tmp, seccomp, rlimits"
+_FULL = "full: user, mount, pid, network, IPC and host-name namespaces, private files, seccomp, rlimits"
 
 
 def isolation_level() -> str:

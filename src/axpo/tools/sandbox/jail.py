@@ -21,7 +21,8 @@ from axpo.tools.sandbox import kernel, seccomp
 from axpo.tools.sandbox.wire import Limits
 
 NOBODY = 65534
-TMP = "/tmp"
+WORK = "/workspace"
+"""The only folder that code can write to; /tmp leads there."""
 CHANNEL_FD = 3
 _PROC_FD = 4
 _MOUNT_POINT = "/sys"
@@ -128,7 +129,7 @@ def _write(path: str, text: str, *, dir_fd: int | None = None) -> None:
 
 
 def build_root(library_paths: Sequence[str]) -> None:
-    """Replace the file system by a read-only one that holds libraries, five devices and an empty /tmp."""
+    """Replace the file system by a read-only one that holds libraries, five devices and an empty working folder."""
     with _wall("mount namespace"):
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         kernel.mount("tmpfs", _MOUNT_POINT, "tmpfs", kernel.MS_NOSUID, "size=4m,mode=755")
@@ -136,9 +137,11 @@ def build_root(library_paths: Sequence[str]) -> None:
             _show(path, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV)
         for path in _DEVICES:
             _show(path, kernel.ATTR_RDONLY | kernel.ATTR_NOSUID)
-        for path in (TMP, "/proc"):
+        for path in (WORK, "/proc"):
             os.mkdir(_MOUNT_POINT + path)
-        kernel.mount("tmpfs", _MOUNT_POINT + TMP, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=16m,mode=1777")
+        with contextlib.suppress(FileExistsError):  # packages lie below /tmp
+            os.symlink(WORK, f"{_MOUNT_POINT}/tmp")
+        kernel.mount("tmpfs", _MOUNT_POINT + WORK, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=16m,mode=1777")
         kernel.change_root(_MOUNT_POINT)
         kernel.restrict_mount("/", kernel.ATTR_RDONLY, is_recursive=False)
 
@@ -212,6 +215,7 @@ def confine(limits: Limits, *, is_isolated: bool) -> None:
     os.close(_PROC_FD)
     _limit_resources(limits, address_space_pages=pages[0], data_pages=pages[5])
     if is_isolated:
+        _limit_resource(resource.RLIMIT_NPROC, limits.max_threads)  # counts in its own user namespace only
         kernel.drop_capabilities()
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
@@ -220,13 +224,13 @@ def confine(limits: Limits, *, is_isolated: bool) -> None:
 
 
 def _enter_own_namespaces(limits: Limits) -> None:
-    """A user namespace for a count of threads of its own, a mount namespace for a /tmp of its own."""
+    """A user namespace for a count of threads of its own, a mount namespace for a working folder of its own."""
     uid, gid = os.geteuid(), os.getegid()
     kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
     _map_own_ids("self", uid, gid, dir_fd=_PROC_FD)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("tmpfs", TMP, "tmpfs", flags, f"size={limits.tmp_mb}m,nr_inodes={_MAX_FILES},mode=0700")
-    os.chdir(TMP)
+    kernel.mount("tmpfs", WORK, "tmpfs", flags, f"size={limits.tmp_mb}m,nr_inodes={_MAX_FILES},mode=0700")
+    os.chdir(WORK)
 
 
 def _limit_resources(limits: Limits, *, address_space_pages: int, data_pages: int) -> None:
@@ -238,13 +242,16 @@ def _limit_resources(limits: Limits, *, address_space_pages: int, data_pages: in
         resource.RLIMIT_STACK: _STACK_BYTES,
         resource.RLIMIT_FSIZE: limits.tmp_mb * _MB,
         resource.RLIMIT_NOFILE: _MAX_OPEN_FILES,
-        resource.RLIMIT_NPROC: limits.max_threads,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_SIGPENDING: 64,
     }
     for kind, value in wanted.items():
-        _, hard = resource.getrlimit(kind)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        _limit_resource(kind, value)
+
+
+def _limit_resource(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from weakref import WeakSet
 
 from axpo.errors import ConfigError, ToolFault
 from axpo.tools.sandbox.isolation import how_to_isolate
+from axpo.tools.sandbox.jail import WORK
 from axpo.tools.sandbox.wire import (
     CONFINED,
     FORKED,
@@ -49,10 +51,8 @@ main(sys.argv[1:])
 """
 """Hollow packages: the interpreters must not carry what the real ones import."""
 _ENVIRONMENT = {
-    "HOME": "/tmp",
     "LANG": "C.UTF-8",
     "MPLBACKEND": "Agg",
-    "MPLCONFIGDIR": "/tmp",
     "PATH": "/usr/bin:/bin",
     "PYTHONHASHSEED": "0",
     "TZ": "UTC",
@@ -102,7 +102,9 @@ class SandboxServer:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         with theirs:
-            self._keeper = _Keeper(self._command(theirs.fileno()), theirs.fileno())
+            home = WORK if self._is_isolated else tempfile.gettempdir()
+            environment = {**_ENVIRONMENT, "HOME": home, "MPLCONFIGDIR": home}
+            self._keeper = _Keeper(self._command(theirs.fileno()), environment, theirs.fileno())
 
     async def spawn(self, limits: Limits) -> Interpreter:
         """A fresh interpreter, ready for its first cell.
@@ -192,20 +194,20 @@ class SandboxServer:
 class _Keeper:
     """Starts a process from a thread that lives as long as the process: its parent-death signal watches a thread."""
 
-    def __init__(self, command: list[str], control_fd: int) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], control_fd: int) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
         self._last_lines: deque[bytes] = deque(maxlen=5)
         self._is_started = threading.Event()
         self._thread = threading.Thread(
-            target=self._keep, args=(command, control_fd), daemon=True, name="axpo-sandbox-keeper"
+            target=self._keep, args=(command, environment, control_fd), daemon=True, name="axpo-sandbox-keeper"
         )
         self._thread.start()
         self._is_started.wait()
         if self._error is not None:
             raise ToolFault(f"tool python: cannot start {command[0]}: {self._error}") from self._error
 
-    def _keep(self, command: list[str], control_fd: int) -> None:
+    def _keep(self, command: list[str], environment: dict[str, str], control_fd: int) -> None:
         try:
             process = subprocess.Popen(
                 command,
@@ -213,7 +215,7 @@ class _Keeper:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=[control_fd],
-                env=_ENVIRONMENT,
+                env=environment,
                 cwd="/",
                 start_new_session=True,
             )
@@ -292,6 +294,9 @@ class Interpreter:
             self._signal(signal.SIGKILL)
         os.close(self._pidfd)
         self._channel.close()
+
+    def __del__(self) -> None:
+        self.kill()
 
     def _signal(self, number: signal.Signals) -> None:
         signal.pidfd_send_signal(self._pidfd, number)

@@ -135,7 +135,7 @@ class _Zygote:
         except BaseException as error:
             os.write(jail.CHANNEL_FD, REFUSED + f"{type(error).__name__}: {error}".encode())
             os._exit(1)
-        interpreter.run(jail.CHANNEL_FD, limits, folder or jail.TMP)
+        interpreter.run(jail.CHANNEL_FD, limits, folder or jail.WORK)
 
     def _reap(self, pidfd: int) -> None:
         pid, folder = self._children.pop(pidfd)
