@@ -59,9 +59,10 @@ PROCESSES = [
     Attack("exec", "import os, sys\nos.execv('/usr/lib/libc.so', ['x'])", "PermissionError"),
     Attack(
         "thread bomb",
-        "import threading, time\ntry:\n    while True: threading.Thread(target=time.sleep, args=(99,)).start()\n"
+        "import threading, time\nthreading.stack_size(2**16)\n"
+        "try:\n    while True: threading.Thread(target=time.sleep, args=(99,)).start()\n"
         "except RuntimeError as e: print(e, threading.active_count())",
-        r"can't start new thread ([1-9]|1\d)$",
+        r"can't start new thread (\d|1[0-6])$",
     ),
     Attack("kill the parent", "import os\nos.kill(os.getppid(), 9)\n'on'", "on"),
     Attack("kill everything", "import os\nos.kill(-1, 9)", "ProcessLookupError"),
@@ -226,13 +227,13 @@ RUNNER = [
     ),
     Attack("zeros for ever", "import os\nwhile True: os.write(3, bytes(10**6))", GONE),
     Attack("forged result", FORGE + "forge(1, 0, b'forged')\nos._exit(0)", "forged"),
-    Attack("forged length", FORGE + "forge(1, 0, b'', claimed=2**32 - 1)\nos._exit(0)", GONE),
-    Attack("forged status", FORGE + "forge(1, 77)\nos._exit(0)", GONE),
-    Attack("forged number", FORGE + "forge(5)\nos._exit(0)", GONE),
+    Attack("forged length", FORGE + "forge(1, 0, b'', claimed=2**32 - 1)\nos._exit(0)", "broken reply"),
+    Attack("forged status", FORGE + "forge(1, 77)\nos._exit(0)", "broken reply"),
+    Attack("forged number", FORGE + "forge(5)\nos._exit(0)", "broken reply"),
     Attack("forged picture", FORGE + "forge(1, images=[(100_000, 100_000)])\nos._exit(0)", "100000x100000"),
-    Attack("forged empty picture", FORGE + "forge(1, images=[(0, 5)])\nos._exit(0)", GONE),
-    Attack("forged thin picture", FORGE + "forge(1, images=[(1, 1000)])\nos._exit(0)", GONE),
-    Attack("forged number of pictures", FORGE + "forge(1, images=[(1, 1)] * 99)\nos._exit(0)", GONE),
+    Attack("forged empty picture", FORGE + "forge(1, images=[(0, 5)])\nos._exit(0)", "0x5 px"),
+    Attack("forged thin picture", FORGE + "forge(1, images=[(1, 1000)])\nos._exit(0)", "1x1000 px"),
+    Attack("forged number of pictures", FORGE + "forge(1, images=[(1, 1)] * 99)\nos._exit(0)", "99 images"),
     Attack("half a result", FORGE + "forge(1, 0, b'abc', claimed=50)\nos._exit(0)", GONE),
     Attack(
         "half a result, then nothing",
@@ -333,7 +334,7 @@ def test_every_attack_is_in_the_table_of_the_documentation() -> None:
 
 
 def test_files_of_a_rollout_are_its_own(tool: PythonTool, witness: PythonRollout, rollout: PythonRollout) -> None:
-    assert rollout.text("import os; os.listdir('/tmp'), os.listdir('.')") == "([], [])"
+    assert rollout.text("import os; os.getcwd(), os.listdir('.')") == "('/workspace', [])"
 
 
 def state_of_task(folder: Path) -> str:

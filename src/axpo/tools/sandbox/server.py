@@ -52,6 +52,7 @@ main(sys.argv[1:])
 """Hollow packages: the interpreters must not carry what the real ones import."""
 _ENVIRONMENT = {
     "LANG": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "2",  # or every thread reserves 64 MB of what is limited
     "MPLBACKEND": "Agg",
     "PATH": "/usr/bin:/bin",
     "PYTHONHASHSEED": "0",
