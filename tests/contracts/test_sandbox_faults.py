@@ -106,6 +106,11 @@ RESOURCES = [
         r"^no\nno\nno\nno$",
     ),
     Attack(
+        "killed by its own limit",
+        "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile True: pass",
+        GONE,
+    ),
+    Attack(
         "POSIX shared memory",
         "from multiprocessing import shared_memory as s\ns.SharedMemory(create=True, size=9)",
         "Error",

@@ -53,14 +53,12 @@ def _advice() -> str:
     switches = [command for path, blocked, command in _SWITCHES if _read(path) == blocked]
     if switches:
         first = f"As root, run {' and '.join(switches)}"
-    elif Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
-        first = (
-            "Start the container with `--security-opt seccomp=unconfined --security-opt apparmor=unconfined "
-            "--security-opt systempaths=unconfined` (or `--privileged`)"
-        )
     else:
-        first = "It needs Linux 5.14 or later with unprivileged user namespaces and seccomp, on x86_64 or aarch64"
-    return f"{first}. Where you accept that the model's code sees this machine's files, set allow_unsafe = true."
+        first = (
+            "It takes Linux 5.14 or later on x86_64 or aarch64, and a container that allows user namespaces and mounts "
+            "in them (Docker: `--security-opt seccomp=unconfined --security-opt apparmor=unconfined`)"
+        )
+    return f"{first}. Where the model's code may see all files that you can see, set allow_unsafe = true."
 
 
 def _read(path: str) -> str:
