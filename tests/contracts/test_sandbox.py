@@ -300,8 +300,6 @@ def test_a_trainer_that_dies_in_64_calls_leaves_no_process(end: str) -> None:
 def test_a_thousand_calls_leak_nothing(tool: PythonTool) -> None:
     """In 50 rollouts of 20 calls, some of which end badly."""
 
-    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
-
     def usage() -> tuple[int, int, int, int]:
         server = next(pid for pid, parent in parents().items() if parent == keeper)
         resident_kb = re.findall(r"VmRSS:\s*(\d+)", Path(f"/proc/{server}/status").read_text())[0]
@@ -317,6 +315,7 @@ def test_a_thousand_calls_leak_nothing(tool: PythonTool) -> None:
         rollout.close()
 
     one_rollout()
+    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
     wait_until(lambda: len(descendants(keeper)) == 1)
     before = usage()
     for _ in range(50):
