@@ -160,12 +160,13 @@ async def measure_leaks(server: SandboxServer, calls: int) -> dict[str, Any]:
 
     for _ in range(20):
         await one_rollout()
+    await asyncio.sleep(1)  # the fork server is still burying the last ones
     before = usage()
     start_s = time.perf_counter()
     for _ in range(calls // 10):
         await one_rollout()
     seconds = time.perf_counter() - start_s
-    await asyncio.sleep(1)  # the fork server is still burying the last ones
+    await asyncio.sleep(1)
     grown = {name: value - before[name] for name, value in usage().items()}
     return {"calls": calls, "seconds": round(seconds, 1), **grown}
 

@@ -248,6 +248,14 @@ def test_a_stopped_fork_server_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> 
     server.close()
 
 
+def test_an_interpreter_that_cannot_be_confined_is_our_fault() -> None:
+    server = SandboxServer(has_libraries=False)
+    with pytest.raises(ToolFault, match=r"no interpreter: OSError: .*mount /workspace: Invalid argument"):
+        asyncio.run(server.spawn(Limits(tmp_mb=-1)))
+    asyncio.run(server.spawn(Limits())).kill()  # the fork server has survived it
+    server.close()
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [path for path in sys.path if "site-packages" not in path])
     monkeypatch.setattr("axpo.tools.sandbox.server.sys.executable", os.path.realpath(sys.executable))

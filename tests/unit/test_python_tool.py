@@ -181,6 +181,11 @@ def test_figures_become_pictures(rollout: PythonRollout) -> None:
     assert rollout.text("plt.get_fignums()") == "[]"
 
 
+def test_figures_of_a_cell_that_failed_are_gone(rollout: PythonRollout) -> None:
+    rollout.failure("import matplotlib.pyplot as plt\nplt.plot([1, 2])\n1 / 0")
+    assert rollout.text("plt.get_fignums()") == "[]"
+
+
 @pytest.mark.parametrize("shown", ["image", "display(image)", "image.show()"])
 def test_an_image_becomes_a_picture(rollout: PythonRollout, shown: str) -> None:
     content = rollout.call(f"from PIL import Image\nimage = Image.new('RGB', (40, 30), (1, 2, 3))\n{shown}")

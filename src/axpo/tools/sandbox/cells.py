@@ -54,6 +54,7 @@ class CellRunner:
             status = CellStatus.TIMED_OUT
         for stream in (sys.stdout, sys.stderr):
             _flush(stream)
+        self._gallery.close_figures()
         if self._gallery.num_left_out:
             output.write(f"\n[{self._gallery.num_left_out} more images left out]".encode())
         return status, output.text()

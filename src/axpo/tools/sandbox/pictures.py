@@ -72,13 +72,15 @@ class Gallery:
     def show_figures(self, *_: Any, **__: Any) -> None:
         """Take all open figures, then close them."""
         pyplot = sys.modules.get("matplotlib.pyplot")
-        if pyplot is None:
-            return
-        try:
+        if pyplot is not None:
             for number in pyplot.get_fignums():
                 self.show(pyplot.figure(number))
-        finally:
-            pyplot.close("all")
+            self.close_figures()
+
+    def close_figures(self) -> None:
+        """Those of a cell that failed must not be shown by the next one."""
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")
 
     def take_shown(self) -> list[tuple[int, int, bytes]]:
         """Width, height and RGB pixels of what was shown since the last time."""

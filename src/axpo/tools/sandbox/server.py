@@ -185,7 +185,10 @@ class SandboxServer:
         """Whose fault it is that there is no interpreter."""
         report = self._read_report() if self._control is not None else {}
         if report and report["kind"] == "import":
-            return ConfigError(f"tool python: {report['message']}. Run `pip install numpy scipy sympy pandas`.")
+            advice = (
+                "Run `pip install numpy scipy sympy pandas`; where you are root, everybody must be able to read them."
+            )
+            return ConfigError(f"tool python: {report['message']}. {advice}")
         if report:
             return ConfigError(f"tool python: {how_to_isolate(report['message'])}")
         last_words = self._keeper.last_words() if self._keeper is not None and report is not None else ""

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
         inner = os.fork()
         if inner == 0:
             _Zygote(control, is_isolated=is_isolated).serve(arguments[3:], has_libraries=has_libraries)
-    except (jail.IsolationError, ImportError) as error:
+    except (jail.IsolationError, ImportError, PermissionError) as error:
         kind = "isolation" if isinstance(error, jail.IsolationError) else "import"
         control.send(json.dumps({"kind": kind, "message": str(error)}).encode())
         os._exit(1)
