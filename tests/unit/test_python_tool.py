@@ -281,8 +281,19 @@ def test_bad_arguments_say_what_to_write(rollout: PythonRollout, arguments: dict
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ConfigError, match="memory_mb must be at least 1, got 0"):
-        PythonTool(memory_mb=0)
+    with pytest.raises(ConfigError, match="memory_mb must be at least 64, got 63"):
+        PythonTool(memory_mb=63)
+    with pytest.raises(ConfigError, match="max_images must be at least 1, got 0"):
+        PythonTool(max_images=0)
+
+
+def test_the_least_of_everything_is_enough_to_work() -> None:
+    tool = PythonTool(memory_mb=64, tmp_mb=1, max_timeout_s=5, max_threads=1, max_images=1, max_output_chars=500)
+    rollout = PythonRollout(tool)
+    assert rollout.text("import numpy as np; int(np.ones((500, 500)).sum() > 0)") == "1"
+    assert "can't start new thread" in rollout.failure("import threading; threading.Thread(target=print).start()")[1]
+    assert "MemoryError" in rollout.failure("bytearray(10**8)")[1]
+    tool.close()
 
 
 def test_rollouts_run_side_by_side(tool: PythonTool) -> None:

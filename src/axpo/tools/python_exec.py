@@ -16,6 +16,7 @@ from axpo.types import Content, FailureKind, ImageRef, JsonValue, ToolCall, Tool
 
 DEFAULT_TIMEOUT_S = 12
 MAX_CODE_CHARS = 200_000
+MIN_MEMORY_MB = 64
 NO_OUTPUT = "(no output)"
 _RESTART = "All variables are lost; the next call starts a fresh interpreter."
 
@@ -35,6 +36,10 @@ class PythonTool:
     Code runs isolated (no network, no files of the machine, bounded memory, time, output; see `docs/security.md`), in
     one process per rollout that is forked from a warm parent in milliseconds. Where the machine cannot isolate, the
     first call raises `ConfigError`, unless `allow_unsafe` is set.
+
+    `memory_mb` counts on top of the preloaded libraries, `tmp_mb` is the size of the working folder. A longer timeout
+    than `max_timeout_s` is cut to it; a call takes at most a second more. Larger pictures than `max_image_px` pixels are
+    scaled down. `prestart` starts the warm parent, which takes some two seconds, now instead of at the first call.
     """
 
     def __init__(
@@ -59,8 +64,9 @@ class PythonTool:
             "max_threads": max_threads,
         }
         for name, value in {**numbers, "max_timeout_s": max_timeout_s}.items():
-            if value < 1:
-                raise ConfigError(f"tool python: {name} must be at least 1, got {value}. Correct it.")
+            least = MIN_MEMORY_MB if name == "memory_mb" else 1
+            if value < least:
+                raise ConfigError(f"tool python: {name} must be at least {least}, got {value}. Correct it.")
         self._limits = Limits(**numbers)
         self._max_timeout_s = max_timeout_s
         self.spec = _make_spec(self._limits, max_timeout_s)

@@ -22,7 +22,8 @@ _FULL = "full: user, mount, pid, network, IPC and host-name namespaces, private 
 def isolation_level() -> str:
     """One line: the walls around Python code on this machine, or what is missing and how to get it.
 
-    Starts a fork server without libraries and one interpreter, which takes a few tenths of a second.
+    Starts a fork server without libraries and one interpreter, which takes a few tenths of a second. Not to be called
+    from an event loop.
     """
     # the server imports this module
     from axpo.tools.sandbox import seccomp

@@ -69,6 +69,8 @@ def die_with_parent() -> None:
 
 def enter_namespaces() -> None:
     """New user, mount, pid (for the next child), network, IPC and host-name namespaces for this process."""
+    if not seccomp.is_supported():  # needed much later; better refused before anything runs
+        raise IsolationError("seccomp: this kernel or this architecture has no filters")
     uid, gid = os.geteuid(), os.getegid()
     kinds = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
     with _id_mapper() if uid == 0 else contextlib.nullcontext(), _wall("user namespace"):
