@@ -38,8 +38,8 @@ class PythonTool:
     first call raises `ConfigError`, unless `allow_unsafe` is set.
 
     `memory_mb` counts on top of the preloaded libraries, `tmp_mb` is the size of the working folder. A longer timeout
-    than `max_timeout_s` is cut to it; a call takes at most a second more. Larger pictures than `max_image_px` pixels are
-    scaled down. `prestart` starts the warm parent, which takes some two seconds, now instead of at the first call.
+    than `max_timeout_s` is cut to it; a call takes at most a second more. Pictures of more than `max_image_px` pixels
+    are scaled down. `prestart` starts the warm parent, which takes some two seconds, now instead of at the first call.
     """
 
     def __init__(
