@@ -181,7 +181,9 @@ def test_without_isolation_limits_and_timeouts_still_hold(tmp_path: Path) -> Non
     assert rollout.failure("while True: pass", timeout=1)[0] is FailureKind.TIMEOUT
     rollout.close()
     wait_until(lambda: not folder.exists())
-    tool.close()
+    folder = Path(rollout.text("import os; os.getcwd()").strip("'"))
+    tool.close()  # with a live interpreter
+    assert not folder.exists()
 
 
 # -- life and death ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -95,7 +96,7 @@ class _Zygote:
                 if fd != self._control.fileno():
                     self._reap(fd)
                 elif not self._accept():
-                    os._exit(0)
+                    self._end()
 
     def _accept(self) -> bool:
         message, fds, _, _ = socket.recv_fds(self._control, 4096, 1)
@@ -136,6 +137,15 @@ class _Zygote:
             os.write(jail.CHANNEL_FD, REFUSED + f"{type(error).__name__}: {error}".encode())
             os._exit(1)
         interpreter.run(jail.CHANNEL_FD, limits, folder or jail.WORK)
+
+    def _end(self) -> None:
+        """The kernel kills what lives in the pid namespace; without one, nobody else would, nor remove its folder."""
+        if not self._is_isolated:
+            for pidfd in list(self._children):
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                self._reap(pidfd)
+        os._exit(0)
 
     def _reap(self, pidfd: int) -> None:
         pid, folder = self._children.pop(pidfd)
