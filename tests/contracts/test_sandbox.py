@@ -1,0 +1,334 @@
+"""The sandbox's processes: which walls they stand behind, and that none outlives its purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from axpo.errors import ConfigError, ToolFault
+from axpo.tools.python_exec import PythonTool
+from axpo.tools.sandbox import Limits, SandboxServer, isolation_level, seccomp
+from axpo.types import FailureKind
+from sandboxed import PythonRollout
+
+
+@pytest.fixture(scope="module")
+def tool() -> Iterator[PythonTool]:
+    tool = PythonTool(memory_mb=256)
+    yield tool
+    tool.close()
+
+
+@pytest.fixture
+def rollout(tool: PythonTool) -> Iterator[PythonRollout]:
+    rollout = PythonRollout(tool)
+    yield rollout
+    rollout.close()
+
+
+def parents() -> dict[int, int]:
+    """The parent of every process on this machine."""
+    found: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                found[int(folder.name)] = int((folder / "stat").read_text().rsplit(") ")[-1].split()[1])
+            except (FileNotFoundError, ProcessLookupError):  # it ended
+                continue
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    tree = parents()
+    found = {pid}
+    while more := {child for child, parent in tree.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def wait_until(is_done: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not is_done():
+        assert time.monotonic() < deadline, "still waiting"
+        time.sleep(0.02)
+
+
+def pid_of(rollout: PythonRollout) -> int:
+    pidfd = rollout.context.state["python"].interpreter._pidfd
+    return int(re.findall(r"Pid:\s*(\d+)", Path(f"/proc/self/fdinfo/{pidfd}").read_text())[0])
+
+
+# -- walls ------------------------------------------------------------------------------------------------------------
+
+
+def test_this_machine_isolates() -> None:
+    assert isolation_level() == (
+        "full: user, mount, pid, network, IPC and host-name namespaces, private files, seccomp, rlimits"
+    )
+
+
+def test_an_interpreter_has_given_everything_up(rollout: PythonRollout) -> None:
+    rollout.call("1")
+    lines = Path(f"/proc/{pid_of(rollout)}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert status["NSpid"].split()[2:] == ["1"]  # host, fork server, its own
+    assert "0" not in status["Uid"].split()
+    assert Path(f"/proc/{pid_of(rollout)}/oom_score_adj").read_text() == "1000\n"
+    # files: nowhere three times, the channel
+    list_open = "import os\nfound = []\nfor fd in range(256):\n    try: found.append(os.fstat(fd) and fd)\n"
+    assert rollout.text(f"{list_open}    except OSError: pass\nfound") == "[0, 1, 2, 3]"
+
+
+def test_nothing_of_the_environment_gets_in(rollout: PythonRollout) -> None:
+    names = rollout.text("import os; sorted(os.environ)")
+    assert names == (
+        "['HOME', 'LANG', 'MALLOC_ARENA_MAX', 'MKL_NUM_THREADS', 'MPLBACKEND', 'MPLCONFIGDIR', 'NUMEXPR_NUM_THREADS', "
+        "'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'PATH', 'PYTHONHASHSEED', 'TMPDIR', 'TZ']"
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "audit", "numbers"),
+    [
+        ("x86_64", 0xC000003E, {"read": 0, "socket": 41, "execve": 59, "clone": 56, "clone3": 435, "unshare": 272}),
+        ("aarch64", 0xC00000B7, {"read": 63, "socket": 198, "execve": 221, "clone": 220, "clone3": 435, "unshare": 97}),
+    ],
+)
+def test_the_filter_allows_and_denies(machine: str, audit: int, numbers: dict[str, int]) -> None:
+    allow, deny, unknown, kill = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 0x80000000
+
+    def verdict(number: int, argument: int = 0, architecture: int = audit) -> int:
+        return run_filter(seccomp.build_filter(machine), struct.pack("<IIQQ", number, architecture, 0, argument))
+
+    assert verdict(numbers["read"]) == allow
+    assert {verdict(numbers[name]) for name in ("socket", "execve", "unshare")} == {deny}
+    assert verdict(numbers["clone"], argument=0x11) == deny
+    assert verdict(numbers["clone"], argument=0x3D0F00) == allow  # what pthread_create asks for
+    assert verdict(numbers["clone3"]) == verdict(460) == verdict(0x40000000) == unknown
+    assert verdict(numbers["read"], architecture=0x40000003) == kill
+
+
+def run_filter(program: bytes, data: bytes) -> int:
+    """The few instructions of classic BPF that the filter uses."""
+    steps = list(struct.iter_unpack("<HBBI", program))
+    position = value = 0
+    while True:
+        code, jump_true, jump_false, operand = steps[position]
+        position += 1
+        if code == 0x06:
+            return operand
+        if code == 0x20:
+            (value,) = struct.unpack_from("<I", data, operand)
+            continue
+        is_true = {0x15: value == operand, 0x25: value > operand, 0x45: bool(value & operand)}[code]
+        position += jump_true if is_true else jump_false
+
+
+WITHOUT_NAMESPACES = """
+import asyncio, os, sys
+from axpo.tools.sandbox import jail, kernel
+kernel.unshare(kernel.CLONE_NEWUSER)
+open('/proc/sys/user/max_user_namespaces', 'w').write('0')
+sys.path.insert(0, {tests!r})
+from sandboxed import PythonRollout
+from axpo.tools.python_exec import PythonTool
+from axpo.tools.sandbox import isolation_level
+print(isolation_level())
+try:
+    PythonRollout(PythonTool()).text('1')
+except Exception as error:
+    print(type(error).__name__, error)
+tool = PythonTool(allow_unsafe=True)
+print(PythonRollout(tool).text('40 + 2'))
+tool.close()
+"""
+
+
+def test_a_machine_that_cannot_isolate_refuses_and_says_what_to_do() -> None:
+    script = WITHOUT_NAMESPACES.format(tests=str(Path(__file__).parents[1]))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    level, error, answer = done.stdout.splitlines()
+    assert level.startswith("none (seccomp, rlimits with allow_unsafe): tool python: this machine cannot isolate")
+    assert error.startswith("ConfigError tool python: this machine cannot isolate Python code (user namespace: ")
+    assert "`sysctl user.max_user_namespaces=10000`" in error
+    assert error.endswith("set allow_unsafe = true.")
+    assert answer == "42"
+
+
+def test_without_isolation_limits_and_timeouts_still_hold(tmp_path: Path) -> None:
+    tool = PythonTool(allow_unsafe=True, memory_mb=256)
+    rollout = PythonRollout(tool)
+    folder = Path(rollout.text("import os; os.getcwd()").strip("'"))
+    assert folder.exists()
+    assert "MemoryError" in rollout.failure("'x' * 10**10")[1]
+    assert "PermissionError" in rollout.failure("os.fork()")[1]
+    assert "PermissionError" in rollout.failure("import socket; socket.socket()")[1]
+    assert rollout.failure("while True: pass", timeout=1)[0] is FailureKind.TIMEOUT
+    rollout.close()
+    wait_until(lambda: not folder.exists())
+    folder = Path(rollout.text("import os; os.getcwd()").strip("'"))
+    tool.close()  # with a live interpreter
+    assert not folder.exists()
+
+
+# -- life and death ---------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_tool_leaves_nothing_and_closes_twice() -> None:
+    before, fds = descendants(os.getpid()), len(os.listdir("/proc/self/fd"))
+    tool = PythonTool()
+    rollouts = [PythonRollout(tool) for _ in range(3)]
+    for rollout in rollouts:
+        rollout.call("1")
+    assert len(descendants(os.getpid()) - before) == 5
+    rollouts[0].close()
+    wait_until(lambda: len(descendants(os.getpid()) - before) == 4)
+    tool.close()
+    assert descendants(os.getpid()) == before
+    tool.close()
+    for rollout in rollouts[1:]:
+        rollout.close()
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_it_outlives_the_thread_that_started_it(tool: PythonTool) -> None:
+    own = PythonTool()
+    rollout = PythonRollout(own)
+    thread = threading.Thread(target=rollout.call, args=("x = 1",))
+    thread.start()
+    thread.join()
+    assert rollout.text("x") == "1"
+    own.close()
+
+
+@pytest.mark.parametrize("victim", ["keeper", "fork server"])
+def test_a_lost_fork_server_is_our_fault_and_is_replaced(victim: str) -> None:
+    tool = PythonTool()
+    old, fresh = PythonRollout(tool), PythonRollout(tool)
+    old.call("x = 1")
+    fresh.call("1")
+    fresh.close()
+    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
+    interpreter = pid_of(old)
+    inner = min(child for child, parent in parents().items() if parent == keeper)
+    os.kill(keeper if victim == "keeper" else inner, signal.SIGKILL)
+    wait_until(lambda: interpreter not in parents())
+    with pytest.raises(ToolFault, match="its fork server died") as caught:
+        old.call("x")
+    assert not caught.value.can_retry
+    assert fresh.text("1 + 1") == "2"
+    assert "NameError" in old.failure("x")[1]
+    tool.close()
+
+
+def test_a_stopped_fork_server_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("axpo.tools.sandbox.server.START_TIMEOUT_S", 0.2)
+    server = SandboxServer(has_libraries=False)
+    server.start()
+    os.kill(server._keeper._process.pid, signal.SIGSTOP)  # type: ignore[union-attr]
+    for child in descendants(server._keeper._process.pid):  # type: ignore[union-attr]
+        os.kill(child, signal.SIGSTOP)
+    with pytest.raises(ToolFault, match="no interpreter: no answer within") as caught:
+        asyncio.run(server.spawn(Limits()))
+    assert caught.value.can_retry
+    os.kill(server._keeper._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    server.close()
+
+
+def test_an_interpreter_that_cannot_be_confined_is_our_fault() -> None:
+    server = SandboxServer(has_libraries=False)
+    with pytest.raises(ToolFault, match=r"no interpreter: OSError: .*mount /workspace: Invalid argument"):
+        asyncio.run(server.spawn(Limits(tmp_mb=-1)))
+    asyncio.run(server.spawn(Limits())).kill()  # the fork server has survived it
+    server.close()
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [path for path in sys.path if "site-packages" not in path])
+    monkeypatch.setattr("axpo.tools.sandbox.server.sys.executable", os.path.realpath(sys.executable))
+    server = SandboxServer()
+    with pytest.raises(ConfigError, match=r"No module named '\w+'. Run `pip install numpy scipy sympy pandas`"):
+        asyncio.run(server.spawn(Limits()))
+    server.close()
+
+
+TRAINER = """
+import asyncio, os, sys
+sys.path.insert(0, {tests!r})
+from sandboxed import PythonRollout
+from axpo.tools.python_exec import PythonTool
+
+async def main():
+    tool = PythonTool()
+    rollouts = [PythonRollout(tool) for _ in range(64)]
+    await asyncio.gather(*(rollout.call_async('import time') for rollout in rollouts))
+    calls = [asyncio.create_task(rollout.call_async('while True: time.sleep(0.01)', 30)) for rollout in rollouts]
+    await asyncio.sleep(0)
+    print('running', flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("end", ["kill -9", "exit"])
+def test_a_trainer_that_dies_in_64_calls_leaves_no_process(end: str) -> None:
+    script = TRAINER.format(tests=str(Path(__file__).parents[1]))
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    ) as trainer:
+        assert trainer.stdin is not None
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "running\n"
+        processes = descendants(trainer.pid)
+        assert len(processes) == 66  # keeper, fork server, 64 interpreters
+        if end == "kill -9":
+            trainer.kill()
+        else:
+            trainer.stdin.write("\n")
+            trainer.stdin.flush()
+        trainer.wait()
+        wait_until(lambda: not processes & parents().keys(), within_s=5)
+
+
+def test_a_thousand_calls_leak_nothing(tool: PythonTool) -> None:
+    """In 50 rollouts of 20 calls, some of which end badly."""
+
+    def usage() -> tuple[int, int, int, int]:
+        server = next(pid for pid, parent in parents().items() if parent == keeper)
+        resident_kb = re.findall(r"VmRSS:\s*(\d+)", Path(f"/proc/{server}/status").read_text())[0]
+        num_files = len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server}/fd"))
+        return *num_files, len(descendants(keeper)), int(resident_kb)
+
+    def one_rollout() -> None:
+        rollout = PythonRollout(tool)
+        for number in range(18):
+            assert rollout.text(f"x = {number}; print(x)") == str(number)
+        rollout.outcome("1 / 0")
+        rollout.outcome("import os; os._exit(1)")
+        rollout.close()
+
+    one_rollout()
+    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
+    wait_until(lambda: len(descendants(keeper)) == 1)
+    before = usage()
+    for _ in range(50):
+        one_rollout()
+    wait_until(lambda: all(now <= then for now, then in zip(usage()[:3], before[:3], strict=True)))
+    assert usage()[3] - before[3] < 2048  # kB
