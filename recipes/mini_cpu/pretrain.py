@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from axpo.cli.tools import build_tools
 from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.models.qwen3_vl import mrope_positions
@@ -58,7 +59,6 @@ from axpo.tasks.mini.scenes import (
     paste_cards,
     sample_scene,
 )
-from axpo.tools.image_zoom import ImageZoomTool
 from axpo.types import Message, SegmentKind, ToolSpec
 
 TEXT = {
@@ -202,12 +202,9 @@ _worker: dict[str, Any] = {}
 
 def tool_specs(names: Sequence[str]) -> list[ToolSpec]:
     """What the model is told about the tools."""
-    tools = {
-        "image_zoom_in": ImageZoomTool.spec,
-        "python": ToolSpec(name="python", description="PLACEHOLDER", parameters={}),
-        "search": ToolSpec(name="search", description="PLACEHOLDER", parameters={}),
-    }
-    return [tools[name] for name in names]
+    options = {"search": {"index": "mini:corpus"}} if "search" in names else {}
+    tools = build_tools(names, options)
+    return [tool.spec for tool in tools.values()]
 
 
 def _start_worker(folder: str, is_mixed: bool) -> None:

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from axpo.tools.sandbox import isolation_level
+
 REQUIRED = (
     "torch",
     "transformers",
@@ -50,6 +52,7 @@ def diagnose() -> Iterator[tuple[str, str]]:
     yield from _diagnose_torch()
     yield "memory", _describe_memory()
     yield "disk", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free in {Path.cwd()}"
+    yield "sandbox", isolation_level()
     for extra, packages in EXTRAS.items():
         for name in packages:
             yield f"extra {extra}", name + " " + (_version(name) or f"missing: pip install 'axpo[{extra}]'")
