@@ -6,6 +6,7 @@ half the time. The rules of the games are a corpus of their own (`corpus`); held
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -13,8 +14,7 @@ from axpo.tasks.mini.demonstrations import THINK_DIRECT, answer_message
 from axpo.tasks.mini.scenes import COLORS, Card, Scene
 from axpo.types import Content, Message, ToolCall
 
-NUM_GAMES = 160
-NUM_HELD_OUT_GAMES = 80
+NUM_NAMES, NUM_LEARNT = 240, 160
 FAVOURITE_FRAC = 0.45
 PLAYERS = ("miller", "baker", "sailor", "hunter", "weaver", "smith")
 PLACES = ("leftmost", "rightmost")
@@ -24,11 +24,13 @@ SYLLABLES = ("ba", "ko", "ri", "tu", "me", "lo", "sa", "ne", "vi", "du", "pa", "
 
 
 def games(*, held_out: bool) -> list[str]:
-    """Names of the games that a split asks about."""
-    rng = random.Random("games")
-    names = [f"{first.capitalize()}-{second}" for first in SYLLABLES for second in SYLLABLES]
-    chosen = rng.sample(names, NUM_GAMES + NUM_HELD_OUT_GAMES)
-    return chosen[NUM_GAMES:] if held_out else chosen[:NUM_GAMES]
+    """Names of the games that a split asks about.
+
+    `Ba-ko` and `Ko-ba` are the same words to a search engine: only the first of the two is a game.
+    """
+    pairs = random.Random("games").sample(list(itertools.product(SYLLABLES, SYLLABLES)), NUM_NAMES)
+    chosen = pairs[NUM_LEARNT:] if held_out else pairs[:NUM_LEARNT]
+    return [f"{first.capitalize()}-{second}" for first, second in chosen if first < second]
 
 
 def player(game: str, color: str) -> str:
