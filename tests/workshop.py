@@ -140,9 +140,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def numbers_of(run: Path) -> list[dict[str, Any]]:
     """Metrics of a run without what a clock or the machine decides."""
-    timed = ("seconds/", "memory/", "tools/seconds")
     records = read_jsonl(run / "metrics.jsonl")
-    return [{key: value for key, value in record.items() if not key.startswith(timed)} for record in records]
+    return [
+        {key: value for key, value in record.items() if "seconds" not in key and not key.startswith("memory/")}
+        for record in records
+    ]
 
 
 def rollouts_of(run: Path) -> dict[str, list[dict[str, Any]]]:

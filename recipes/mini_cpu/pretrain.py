@@ -789,7 +789,8 @@ def train(args: argparse.Namespace) -> None:
     from transformers import Qwen3VLForConditionalGeneration
 
     batch_vision_attention()
-    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    start = args.start or folder
+    model = Qwen3VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
     model = model.to(device).train()
     heads = Heads(TEXT["hidden_size"]).to(device)
     if args.tower is not None:
@@ -869,7 +870,7 @@ def save(args: argparse.Namespace, model: Any, numbers: dict[str, float], device
     save_checkpoint(
         args.out, model=model, tokenizer=tokenizer, min_pixels=CROP_PX**2, max_pixels=VIEW_PX**2, dtype="bfloat16"
     )
-    arguments = {key: value for key, value in vars(args).items() if key not in ("out", "tower")}
+    arguments = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
     record = {
         "recipe": "recipes/mini_cpu/pretrain.py",
         "arguments": arguments,
@@ -886,6 +887,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--mixed", action="store_true", help="distances and look-ups too, not only counting")
+    parser.add_argument("--start", type=Path, help="checkpoint of an earlier run of this script to go on from")
     parser.add_argument("--tower", type=Path, help="OUT.tower.pt of an earlier run: what stage 1 starts from")
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--see-steps", type=int, default=7000)

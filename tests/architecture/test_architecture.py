@@ -70,7 +70,11 @@ def test_every_module_says_what_it_is_for_and_exports_what_exists(name: str) -> 
     assert missing == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.toml")), ids=lambda path: str(path.relative_to(ROOT)))
+RECIPES = [path for path in sorted(ROOT.glob("recipes/**/*.toml")) if "records" not in path.parts]
+"""Kept records hold the configuration of their own commit."""
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_recipe_loads(path: Path) -> None:
     assert load_config(path).model.path
 

@@ -62,7 +62,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a model that is not cached": ({"model__path": "nobody/nothing"}, "nobody/nothing"),
     "a missing data file": ({"data__train": "nowhere.jsonl"}, "nowhere.jsonl"),
     "no data": ({"data__train": ""}, "data.train: required here"),
-    "an unknown split": ({"data__train": "mini:test"}, "mini:train"),
+    "an unknown split": ({"data__train": "mini:test"}, "there are train, eval"),
     "an unknown tool": ({"data__tools": '["zoom"]'}, "image_zoom_in"),
     "a missing tool module": ({"data__tools": '["nowhere:look"]'}, "there is no module nowhere"),
     "a missing tool": ({"data__tools": '["workshop_parts:lok"]'}, "did you mean look?"),

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from axpo.cli.tools import build_tools
 from axpo.errors import ConfigError, ToolError
 from axpo.images import ContentImageStore
 from axpo.protocols import Tool, ToolContext
-from axpo.tools import BUILTIN_TOOLS
 from axpo.tools.fakes import EchoTool, FailingTool
 from axpo.tools.image_zoom import ImageZoomTool, crop_size, pixel_box
 from axpo.types import Content, FailureKind, ToolCall
@@ -47,7 +47,7 @@ def test_the_schema_is_the_published_one() -> None:
         "img_idx": {"type": "number", "default": 0},
     }
     assert spec.parameters["required"] == ["bbox_2d", "label"]
-    assert isinstance(BUILTIN_TOOLS["image_zoom_in"](), Tool)
+    assert isinstance(build_tools(["image_zoom_in"], {})["image_zoom_in"], Tool)
 
 
 def test_the_crop_is_the_box_magnified_and_its_index_is_told() -> None:
