@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from axpo.errors import CheckpointError, DataError
+from axpo.models.preprocessing import ImagePreprocessor
 from axpo.protocols import ParsedTurn
 from axpo.rollout.rendering import QwenRenderer
 from axpo.types import Content, ImageRef, Message, SegmentKind, ToolCall, ToolResult, ToolSpec
@@ -464,3 +465,19 @@ def test_config_of_another_model_is_refused(
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=reason):
         load(checkpoint_copy)
+
+
+def test_shortened_text_keeps_both_ends_and_says_what_is_gone(tiny_checkpoint: Path) -> None:
+    renderer = QwenRenderer.from_pretrained(
+        tiny_checkpoint, preprocessor=ImagePreprocessor.from_pretrained(tiny_checkpoint)
+    )
+    words = " ".join(f"word{i}" for i in range(5000))
+    short = renderer.shorten(words, 60)
+    head, tail = short.split("\n[... ")
+    assert words.startswith(head) and words.endswith(tail.split("...]\n")[1])
+    num_cut = int(tail.split()[0])
+    assert len(head) + num_cut + len(tail.split("...]\n")[1]) == len(words)
+    count = len(renderer._tokenizer(head + tail.split("...]\n")[1], add_special_tokens=False).input_ids)
+    assert 55 <= count <= 62
+    assert renderer.shorten("ten words", 60) == "ten words"
+    assert renderer.shorten("x" * 10_000_000, 10).count("x") <= 200

@@ -26,7 +26,7 @@ from axpo.trainer.config import Config, ToolLimitsConfig
 PAPER = "paper_tools"
 MCP = "mcp:"
 MINI_CORPUS = "mini:corpus"
-SECOND_FENCE_S = 90.0
+SECOND_FENCE_S = 120.0
 """Timeout of built-in tools that bound a call's time themselves."""
 
 

@@ -42,6 +42,8 @@ class PythonTool:
     are scaled down. `prestart` starts the warm parent, which takes some two seconds, now instead of at the first call.
     """
 
+    bounds_its_time = True
+
     def __init__(
         self,
         *,

@@ -36,7 +36,7 @@ from axpo.tools.sandbox.wire import (
 
 GRACE_S = 1.0
 """How long code may take to react to the exception that ends it before its process is killed."""
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
 _SLACK_CHARS = 2000
 """Marks of cuts and notes, on top of the bounded output."""
