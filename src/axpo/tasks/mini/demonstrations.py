@@ -36,12 +36,12 @@ class Style:
 
     tool_frac: float = 0.28
     """Share of dialogues that call a tool."""
-    jitter: float = 15.0
+    jitter: float = 25.0
     """Standard deviation of a box's centre per axis, in thousandths of the picture."""
     retry_frac: float = 0.3
     """Share of misses after which a second (third) box is tried."""
     max_calls: int = 3
-    point_jitter: float = 45.0
+    point_jitter: float = 70.0
     """Standard deviation of a measured point per axis, in thousandths of the picture."""
     wrong_lookup_frac: float = 0.6
     """Share of look-ups about another card of the picture."""
