@@ -97,6 +97,10 @@ class ToolContext:
     """Free for stateful tools."""
     is_cached: bool = False
     """A tool sets it when it answered the current call from a cache."""
+    is_cut: bool = False
+    """A tool sets it when it left out a part of the current call's result."""
+    waited_s: float = 0.0
+    """A tool adds the seconds that the current call waited for others (a rate limit, a restart): not the rollout's."""
 
 
 @runtime_checkable
@@ -113,8 +117,11 @@ class Tool(Protocol):
 
         Raises `axpo.errors.ToolError` for a mistake of the model (it gets to read the message) and
         `axpo.errors.ToolFault` for a fault of ours; any other exception counts as a fault of ours. When it is
-        cancelled (the timeout passed), it must leave nothing running. A timeout counts against the model, which asked
-        for too much, unless the tool has an attribute `is_timeout_ours = True`: what asks a service over a network.
+        cancelled (the timeout passed), it must leave nothing running.
+
+        A timeout counts against the model, which asked for too much. A tool with an attribute `bounds_its_time = True`
+        ends long calls itself and says whose fault they are: the run's own timeout is a wide fence then, and a fault of
+        ours.
         """
         ...
 

@@ -26,8 +26,8 @@ from axpo.trainer.config import Config, ToolLimitsConfig
 PAPER = "paper_tools"
 MCP = "mcp:"
 MINI_CORPUS = "mini:corpus"
-SECOND_FENCE_S = 120.0
-"""Timeout of built-in tools that bound a call's time themselves."""
+FENCE_S = 600.0
+"""Timeout of tools that bound a call's time themselves."""
 
 
 def build_executor(config: Config, *, shorten: Shorten) -> ToolExecutor:
@@ -45,7 +45,7 @@ def build_executor(config: Config, *, shorten: Shorten) -> ToolExecutor:
 def _limits(tool: Tool, table: ToolLimitsConfig) -> ToolLimits:
     options = table.model_dump(exclude={"max_result_tokens", "max_result_images", "max_image_px"})
     if "timeout_s" not in table.model_fields_set and getattr(tool, "bounds_its_time", False):
-        options["timeout_s"] = SECOND_FENCE_S
+        options["timeout_s"] = FENCE_S
     return ToolLimits(
         **options,
         bounds=Bounds(

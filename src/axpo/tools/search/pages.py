@@ -56,7 +56,6 @@ class OpenPageTool:
     """
 
     bounds_its_time = True
-    is_timeout_ours = True
 
     def __init__(
         self,

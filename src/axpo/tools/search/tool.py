@@ -40,7 +40,6 @@ class SearchTool:
     """
 
     bounds_its_time = True
-    is_timeout_ours = True
 
     def __init__(
         self,
