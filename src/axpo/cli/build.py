@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -13,8 +12,8 @@ from pathlib import Path
 import torch
 
 from axpo.cli.console import RunConsole
+from axpo.cli.folders import check_folder, has_files, hold_folder
 from axpo.cli.names import build_reward
-from axpo.cli.overrides import load_config
 from axpo.cli.rows import check_conversations, check_questions, context_length
 from axpo.cli.tools import build_executor
 from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
@@ -92,7 +91,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
 
 def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, console: RunConsole) -> None:
     """Evaluate a checkpoint into a run folder of its own. Raises `ConfigError` when that is taken."""
-    if _has_files(folder):
+    if has_files(folder):
         raise ConfigError(f"{folder} is not empty. Choose another folder with --out.")
     if checkpoint is not None:
         model = config.model.model_copy(update={"path": str(find_model(checkpoint))})
@@ -109,73 +108,6 @@ def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, con
         recorder.record_eval(0, metrics, lines)
     console.on_eval(0, metrics)
     console.say(f"recorded in {folder}")
-
-
-# -- the run's folder -------------------------------------------------------------------------------------------------
-
-CHANGEABLE_ON_RESUME = frozenset(
-    {
-        "run.output_dir",
-        "run.device",
-        "run.num_threads",
-        "data.eval",
-        "data.max_eval_rows",
-        "rollout.time_limit_s",
-        "rollout.max_fault_retries",
-        "rollout.max_batch_size",
-        "train.steps",
-        "train.eval_every",
-        "train.save_every",
-        "train.tokens_per_micro_batch",
-    }
-)
-"""Options that leave what is learnt alone, beside `eval.*`; `train.steps` moves the end of a falling schedule."""
-
-
-def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Refuse to write into another run. Raises `ConfigError`."""
-    if not _has_files(folder):
-        return
-    if not resume:
-        raise ConfigError(
-            f"run.output_dir: {folder} is not empty. Continue that run with --resume, or choose another folder with "
-            "--run.output_dir."
-        )
-    saved_path = folder / "config.toml"
-    if not saved_path.is_file():
-        raise ConfigError(f"run.output_dir: {folder} holds files but no config.toml, so it is no run to resume.")
-    saved = load_config(saved_path).model_dump(mode="json")
-    given = config.model_dump(mode="json")
-    changed = [
-        f"{table}.{name} was {saved[table][name]!r}, now {value!r}"
-        for table, options in given.items()
-        for name, value in options.items()
-        if value != saved[table][name] and table != "eval" and f"{table}.{name}" not in CHANGEABLE_ON_RESUME
-    ]
-    if changed and any((folder / "checkpoints").glob("step-*")):
-        raise ConfigError(
-            f"{folder}: the run was started with other options: {'; '.join(changed)}. Resume it with those it had, or "
-            "start a new run with model.path set to its checkpoint."
-        )
-
-
-def _has_files(folder: Path) -> bool:
-    # a start that was killed before anything was complete leaves no more than these
-    return any(path.is_file() and path.suffix not in (".partial", ".lock") for path in folder.rglob("*"))
-
-
-@contextlib.contextmanager
-def hold_folder(folder: Path) -> Generator[None]:
-    """Keep other processes from writing this run; a kill lets go. Raises `ConfigError` when one writes already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "run.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"run.output_dir: another process is writing {folder}. Wait for it to end, or choose another folder."
-            ) from error
-        yield
 
 
 def open_folder(parts: Parts, folder: Path) -> RunRecorder:
