@@ -147,6 +147,15 @@ class ClosableTool(Tool, Protocol):
         ...
 
 
+@runtime_checkable
+class MeteredTool(Tool, Protocol):
+    """A tool that counts what it takes from a service."""
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start of the process; `requests` and `cost_usd` (US dollars) are logged."""
+        ...
+
+
 # -- rewards ----------------------------------------------------------------------------------------------------------
 
 

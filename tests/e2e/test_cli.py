@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import axpo.cli.build
+import axpo.cli.folders
 from axpo import __version__
-from axpo.cli.build import check_folder
+from axpo.cli.folders import check_folder
 from axpo.cli.main import main
 from axpo.cli.overrides import load_config
 from axpo.errors import WeightSyncError
@@ -269,7 +269,7 @@ def test_options_are_for_commands_that_read_a_configuration(capsys: pytest.Captu
 
 
 def test_a_run_that_another_process_writes_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with axpo.cli.build.hold_folder(tmp_path / "run"):
+    with axpo.cli.folders.hold_folder(tmp_path / "run"):
         assert main(["train", "config.toml", *words_of(run__output_dir=tmp_path / "run")]) == 2
     assert "another process is writing" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "run").rglob("*")} == {"run.lock"}

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from axpo.errors import ConfigError, QuotaError, ToolError, ToolFault
+from axpo.errors import ConfigError, DataError, QuotaError, ToolError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.protocols import ToolContext
-from axpo.rollout.arguments import explain_misfit
+from axpo.rollout.arguments import check_schema, explain_misfit
 from axpo.rollout.bounds import Bounds, shorten_by_bytes
 from axpo.rollout.executor import ToolExecutor, ToolLimits
 from axpo.tools.fakes import EchoTool
-from axpo.types import Content, FailureKind, ToolCall, ToolResult, ToolSpec
+from axpo.types import Content, FailureKind, ToolCall, ToolFailure, ToolResult, ToolSpec
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -128,12 +128,6 @@ def test_arguments_that_fit_are_not_remarked_on() -> None:
     assert explain_misfit({"bbox": [0, 0.5, 1, 2], "mode": "slow", "deep": {}}, spec) is None
     free = ToolSpec(name="t", description="", parameters={"type": "object"})
     assert explain_misfit({"anything": 10**5000}, free) is None
-
-
-def test_a_broken_schema_is_the_users_to_mend() -> None:
-    spec = ToolSpec(name="mine", description="", parameters={"type": "object", "properties": {"a": {"type": "strng"}}})
-    with pytest.raises(ConfigError, match="tool mine: its parameters are no valid JSON schema"):
-        explain_misfit({"a": "x"}, spec)
 
 
 def test_a_call_that_cannot_run_is_the_models_mistake() -> None:
@@ -250,7 +244,7 @@ def test_a_tool_that_is_down_is_left_alone_until_one_call_finds_it_up() -> None:
             raise ToolFault("down", can_retry=False)
         return text("x")
 
-    runner = executor(Tool(lambda *_: act()), breaker_faults=3, breaker_pause_s=7.0)
+    runner = executor(Tool(lambda *_: act()), breaker_faults=3, breaker_pause_s=7.0, max_retries=0)
     runner.sleep, runner.clock = naps.sleep, naps.clock
 
     async def some(num: int) -> list[Any]:
@@ -258,7 +252,9 @@ def test_a_tool_that_is_down_is_left_alone_until_one_call_finds_it_up() -> None:
 
     async def main() -> None:
         nonlocal is_up, num_runs
-        assert all(isinstance(outcome, ToolFault) for outcome in await some(3))
+        for _ in range(3):
+            assert all(isinstance(outcome, ToolFault) for outcome in await some(2))
+            naps.now_s += 1.0
         num_runs = 0
         outcomes = await some(5)
         assert num_runs == 1, "one call finds out, the others wait for it"
@@ -270,6 +266,49 @@ def test_a_tool_that_is_down_is_left_alone_until_one_call_finds_it_up() -> None:
         assert num_runs == 5
         assert [outcome.content for outcome in outcomes] == [text("x")] * 5
         assert outcomes[0].queue_time_s == 7.0
+
+    asyncio.run(main())
+
+
+def test_calls_that_ran_together_are_one_fault_to_the_breaker() -> None:
+    naps = Naps()
+    left = [ToolFault("blip", can_retry=False)] * 20
+
+    async def act() -> Any:
+        await asyncio.sleep(0)
+        if left:
+            raise left.pop()
+        return text("x")
+
+    runner = executor(Tool(lambda *_: act()), breaker_faults=3)
+    runner.sleep, runner.clock = naps.sleep, naps.clock
+
+    async def main() -> None:
+        await asyncio.gather(*(runner.run(call(), context()) for _ in range(20)), return_exceptions=True)
+        assert (await runner.run(call(), context())).content == text("x")
+        assert naps.naps == [], "one blip does not stop the tool"
+        assert runner.faults == {"tool": 20}
+
+    asyncio.run(main())
+
+
+def test_a_call_behind_a_failed_probe_tries_again() -> None:
+    naps = Naps()
+    outcomes = [ToolFault("down"), ToolFault("down"), "up", "up"]
+
+    async def act() -> Any:
+        await asyncio.sleep(0)
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return text(outcome)
+
+    runner = executor(Tool(lambda *_: act()), breaker_faults=1, breaker_pause_s=5.0)
+    runner.sleep, runner.clock = naps.sleep, naps.clock
+
+    async def main() -> None:
+        runs = await asyncio.gather(*(runner.run(call(), context()) for _ in range(2)), return_exceptions=True)
+        assert [run.content for run in runs] == [text("up")] * 2
 
     asyncio.run(main())
 
@@ -302,6 +341,87 @@ def test_long_text_loses_its_middle() -> None:
     assert len(failure.message) < 400
 
 
+def test_many_small_texts_are_bounded_together() -> None:
+    crumbs = tuple(Content(text="ab") for _ in range(20_000))
+    result = run(executor(Tool(lambda *_: crumbs), bounds=Bounds(max_tokens=100)))
+    assert result.is_cut
+    assert sum(len(block.text or "") for block in result.content) < 400
+
+
+def test_a_picture_that_is_left_out_takes_its_announcement_along() -> None:
+    def act(_: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        image = context.store.add_image(Image.new("RGB", (40, 40)))
+        stripe = context.store.add_image(Image.new("RGB", (900, 4)))
+        return (
+            Content(text="Found:"),
+            *(block for i in range(3) for block in (Content(text=f"img_idx {i}:"), Content(image=image))),
+            Content(text="img_idx 3:"),
+            Content(image=stripe),
+        )
+
+    rollout = context()
+    result = run(executor(Tool(act), bounds=Bounds(max_images=2)), into=rollout)
+    texts = [block.text for block in result.content if block.text is not None]
+    assert texts[:3] == ["Found:", "img_idx 0:", "img_idx 1:"]
+    assert texts[3].startswith("[2 pictures left out")
+    assert len(rollout.images) == 2
+
+
+def test_scaling_never_makes_a_picture_too_thin() -> None:
+    def act(_: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        return (Content(image=context.store.add_image(Image.new("L", (30_000, 150)).convert("RGB"))),)
+
+    rollout = context()
+    run(executor(Tool(act)), into=rollout)
+    [image] = rollout.images
+    assert image.width_px <= 200 * image.height_px
+
+
+def test_what_cannot_be_stored_is_the_models_to_read() -> None:
+    result = run(executor(faults(DataError("image of 20000x9000 px is above the limit"))))
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.EXECUTION_ERROR
+
+
+def test_a_tool_that_bounds_its_time_and_does_not_is_our_fault() -> None:
+    class Fenced(Tool):
+        bounds_its_time = True
+
+    with pytest.raises(ToolFault, match=r"did not finish within 0\.01 s"):
+        run(executor(Fenced(lambda *_: asyncio.sleep(3600)), timeout_s=0.01))
+
+
+def test_what_a_tool_waited_is_not_the_rollouts_time() -> None:
+    def act(_: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        context.waited_s += 7.0
+        context.is_cut = context.is_cached = True
+        return text("x")
+
+    result = run(executor(Tool(act)))
+    assert result.queue_time_s == pytest.approx(7.0, abs=0.5)
+    assert result.is_cut and result.is_cached
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"type": "array"}, "must be an object schema"),
+        ({"type": "object", "properties": {"a": {"type": "strng"}}}, "no valid JSON schema"),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/gone"}}}, "cannot be checked"),
+        ({"type": "object", "allOf": [{"$ref": "#"}]}, "cannot be checked"),
+        ({"type": "object", "properties": {"a": {"$ref": "https://a.org/schema"}}}, "cannot be checked"),
+    ],
+)
+def test_a_schema_that_cannot_be_used_is_refused_when_the_tool_is_made(parameters: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_schema(ToolSpec(name="mine", description="", parameters=parameters))
+
+
+def test_patterns_are_left_to_the_tool() -> None:
+    slow = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+    assert explain_misfit({"a": "a" * 60 + "!"}, ToolSpec(name="t", description="", parameters=slow)) is None
+
+
 def test_shortening_keeps_characters_whole() -> None:
     assert "\ufffd" not in shorten_by_bytes("ü" * 1000, 7)
     assert shorten_by_bytes("short", 100) == "short"
@@ -313,7 +433,7 @@ def test_pictures_are_bounded_in_number_and_size() -> None:
 
     rollout = context()
     result = run(executor(Tool(act), bounds=Bounds(max_images=2, max_image_px=10_000)), into=rollout)
-    assert [block.text for block in result.content][2:] == ["[3 more images left out]"]
+    assert [(block.text or "")[:21] for block in result.content][2:] == ["[3 pictures left out:"]
     assert [(image.width_px, image.height_px) for image in rollout.images] == [(200, 50)] * 2
     assert result.is_cut
 
@@ -340,6 +460,43 @@ def test_a_replay_that_differs_is_our_fault() -> None:
     recorded = ToolResult(call=call("counter"), content=text("something else"))
     with pytest.raises(ToolFault, match="did not answer what is on record"):
         asyncio.run(runner.replay([recorded], context()))
+
+
+def test_calls_that_never_ran_are_not_replayed() -> None:
+    runner = executor(Counter(name="counter"))
+    refused = ToolFailure(kind=FailureKind.UNKNOWN_TOOL, message="There is no tool named 'counter'.")
+    branch = context()
+    asyncio.run(runner.replay([ToolResult(call=call("counter"), failure=refused)], branch))
+    assert branch.state == {}
+
+
+def test_all_tools_are_closed_even_when_one_fails() -> None:
+    closed: list[str] = []
+
+    class Closing(Tool):
+        def close(self) -> None:
+            closed.append(self.name)
+            if self.name == "b":
+                raise OSError("stuck")
+
+    runner = executor(*(Closing(lambda *_: text("x"), name=name) for name in "abc"))
+    with pytest.raises(OSError, match="stuck"):
+        runner.close()
+    assert sorted(closed) == ["a", "b", "c"]
+
+
+def test_a_tool_that_never_closes_a_rollout_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stuck(Counter):
+        async def close_rollout(self, context: ToolContext) -> None:
+            await asyncio.sleep(3600)
+
+    monkeypatch.setattr("axpo.rollout.executor.CLOSE_TIMEOUT_S", 0.01)
+    counter = Counter(name="counter")
+    asyncio.run(executor(Stuck(name="stuck"), counter).close_rollout(context("r8")))
+    assert counter.closed == ["r8"]
+    assert "stuck" in caplog.text
 
 
 def test_every_stateful_tool_is_told_when_a_rollout_ends(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from axpo.diagnostics.recorder import read_metrics
+from axpo.rollout.executor import ToolExecutor
+from axpo.tools.fakes import EchoTool
 from synthetic_run import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +42,19 @@ def logged_keys(folder: Path) -> Iterator[str]:
                 yield {"eval/pass@4": "eval/pass@{n}"}.get(key, key.replace("image_zoom_in", "{name}"))
 
 
+def service_keys() -> set[str]:
+    """What the executor adds for a tool that asks a paid service."""
+
+    class Paid(EchoTool):
+        def stats(self) -> dict[str, float]:
+            return {"requests": 3, "cost_usd": 0.1}
+
+    metrics = ToolExecutor(tools={"paid": Paid(name="paid")}).take_service_numbers()
+    return {key.replace("paid", "{name}") for key in metrics}
+
+
 def test_every_key_is_explained_and_every_explained_key_exists(tmp_path: Path) -> None:
-    assert set(literal_keys()) - NOT_KEYS | set(logged_keys(tmp_path)) == documented()
+    assert set(literal_keys()) - NOT_KEYS | set(logged_keys(tmp_path)) | service_keys() == documented()
 
 
 def test_every_alarm_is_explained() -> None:

@@ -66,7 +66,7 @@ class World:
         opening, closing = self.encode("<tool_call></tool_response>")
 
         def reply(request: GenerationRequest) -> str:
-            turn = turns[request.token_ids.count(closing)]
+            turn = turns[min(request.token_ids.count(closing), len(turns) - 1)]
             return turn.split("<tool_call>")[1] if request.token_ids[-1] == opening else turn
 
         return ScriptedEngine(reply, encode=self.encode, delay_s=delay_s)
@@ -245,6 +245,30 @@ def test_a_hung_tool_is_a_timeout_the_policy_reads(world: World) -> None:
     assert rollout.reward == 1.0
 
 
+def test_a_turn_runs_a_bounded_number_of_calls(world: World) -> None:
+    calls = "".join(CALL.split("</think>")[1].removesuffix("<|im_end|>") for _ in range(20))
+    turn = f"Look.\n</think>{calls}<|im_end|>"
+    rollout = world.run(world.setup(world.engine(turn, ANSWER), max_response_tokens=8000))
+    failures = [result.failure for result in rollout.tool_results]
+    assert len(failures) == 20
+    assert failures[:16] == [None] * 16
+    assert all(failure is not None and "at most 16 calls" in failure.message for failure in failures[16:])
+    assert rollout.reward == 1.0
+
+
+def test_the_clock_is_read_between_the_calls_of_a_turn(world: World) -> None:
+    class SlowTool(EchoTool):
+        async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+            await asyncio.sleep(0.15)
+            return await EchoTool.run(self, call, context)
+
+    calls = "".join(CALL.split("</think>")[1].removesuffix("<|im_end|>") for _ in range(10))
+    turn = f"Look.\n</think>{calls}<|im_end|>"
+    rollout = world.run(world.setup(world.engine(turn, ANSWER), SlowTool(), time_limit_s=0.2))
+    assert rollout.stop_reason is StopReason.TIME_LIMIT
+    assert len(rollout.tool_results) < 10
+
+
 def test_an_engine_that_never_answers_is_our_fault(world: World) -> None:
     with pytest.raises(EngineFault, match="did not answer"):
         world.run(world.setup(world.engine(ANSWER, delay_s=3600), time_limit_s=0.05))
@@ -284,13 +308,21 @@ def stripe(context: ToolContext) -> tuple[Content, ...]:
         (lambda _: ("text",), "at least one"),
         (lambda _: throw(TimeoutError("lost connection")), "lost connection"),
         (lambda _: throw(ToolError("no_such_kind", "odd")), "odd"),
-        (stripe, "cannot be shown"),
     ],
-    ids=["nothing", "no tuple", "no content", "its own timeout", "an unknown kind", "a picture no model takes"],
+    ids=["nothing", "no tuple", "no content", "its own timeout", "an unknown kind"],
 )
 def test_what_a_tool_may_not_do_is_our_fault(world: World, act: Callable[[ToolContext], Any], reason: str) -> None:
     with pytest.raises(ToolFault, match=reason):
         world.run(world.setup(world.engine(CALL, ANSWER), OddTool(act)))
+
+
+def test_a_picture_that_no_model_takes_is_left_out(world: World) -> None:
+    rollout = world.run(world.setup(world.engine(CALL, ANSWER), OddTool(stripe)))
+    [result] = rollout.tool_results
+    assert [block.text for block in result.content] == [
+        "[1 pictures left out: too many, or longer than 200 times their width]"
+    ]
+    assert (result.is_cut, rollout.reward) == (True, 1.0)
 
 
 # -- branches ---------------------------------------------------------------------------------------------------------

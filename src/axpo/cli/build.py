@@ -15,7 +15,7 @@ from axpo.cli.console import RunConsole
 from axpo.cli.folders import check_folder, has_files, hold_folder
 from axpo.cli.names import build_reward
 from axpo.cli.rows import check_conversations, check_questions, context_length
-from axpo.cli.tools import build_executor
+from axpo.cli.tools import build_executor, check_tools
 from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
 from axpo.engines.hf import HfEngine
 from axpo.errors import ConfigError, DataError
@@ -58,6 +58,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
         sync = evaluation = engine = None
         policy = build_policy(parts, has_reference=not is_demonstration and config.algorithm.kl_coef > 0)
         if probed := train_problems or eval_problems:
+            check_tools(parts.executor)
             engine = stack.enter_context(contextlib.closing(build_engine(parts)))
             sync = build_sync(parts, policy, engine, probed[0])
         if engine is not None and eval_problems:
@@ -99,6 +100,7 @@ def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, con
     parts = build_parts(config, folder=folder)
     with contextlib.closing(parts.executor), contextlib.ExitStack() as stack:
         problems = load_eval_problems(parts)
+        check_tools(parts.executor)
         engine = stack.enter_context(contextlib.closing(build_engine(parts)))
         recorder = open_folder(parts, folder)
         metrics: Metrics = {}
@@ -142,6 +144,7 @@ def build_parts(config: Config, *, folder: Path) -> Parts:
     model_path = resolve_model_path(config.model.path)
     preprocessor = ImagePreprocessor.from_pretrained(model_path, max_pixels=config.model.max_image_px)
     renderer = QwenRenderer.from_pretrained(model_path, preprocessor=preprocessor)
+    reward_for = build_reward(config.data.reward)
     return Parts(
         config=config,
         model_path=model_path,
@@ -150,7 +153,7 @@ def build_parts(config: Config, *, folder: Path) -> Parts:
         preprocessor=preprocessor,
         renderer=renderer,
         executor=build_executor(config, shorten=renderer.shorten),
-        reward_for=build_reward(config.data.reward),
+        reward_for=reward_for,
     )
 
 

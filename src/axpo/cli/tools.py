@@ -15,6 +15,7 @@ from typing import Any
 from axpo.cli.names import import_object
 from axpo.errors import ConfigError
 from axpo.protocols import ClosableTool, Tool
+from axpo.rollout.arguments import check_schema
 from axpo.rollout.bounds import Bounds, Shorten
 from axpo.rollout.executor import ToolExecutor, ToolLimits
 from axpo.tasks import mini
@@ -35,6 +36,7 @@ def build_executor(config: Config, *, shorten: Shorten) -> ToolExecutor:
     tools = build_tools(config.data.tools, config.data.tool_options)
     stray = [name for name in config.data.tool_limits if name not in tools]
     if stray:
+        ToolExecutor(tools=tools).close()
         raise ConfigError(f"data.tool_limits: no tool is called {stray[0]!r}; there are {', '.join(tools) or 'none'}.")
     tables = {name: config.data.tool_limits.get(name, ToolLimitsConfig()) for name in tools}
     return ToolExecutor(
@@ -54,6 +56,13 @@ def _limits(tool: Tool, table: ToolLimitsConfig) -> ToolLimits:
     )
 
 
+def check_tools(executor: ToolExecutor) -> None:
+    """Let the tools find out now whether this machine can run them. Raises `ConfigError`."""
+    for tool in executor.tools.values():
+        if (check := getattr(tool, "check", None)) is not None:
+            check()
+
+
 def build_tools(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Tool]:
     """Tools by the name the model knows them under. Raises `ConfigError`; then none of them is left open."""
     names = [tool for name in names for tool in (PAPER_TOOLS if name == PAPER else (name,))]
@@ -66,6 +75,7 @@ def build_tools(names: Sequence[str], options: Mapping[str, Mapping[str, Any]]) 
             for tool in _make_tools(name, options.get(name, {})):
                 if isinstance(tool, ClosableTool):
                     opened.callback(tool.close)
+                check_schema(tool.spec)
                 if tool.spec.name in tools:
                     raise ConfigError(
                         f"data.tools: two tools are called {tool.spec.name!r}; the model could not tell them apart."

@@ -206,10 +206,12 @@ def _tool_names(steps: History) -> tuple[str, ...]:
 
 
 def _of_tool(steps: History, name: str) -> tuple[int, int]:
-    """Calls and failures of a tool; of all when `name` is empty."""
+    """Calls and failures of a tool, faults of ours among them; of all calls with a result when `name` is empty."""
     kinds = [key for key in steps[-1] if key.startswith("tools/failures/")]
     calls = [f"tools/{name}/calls" if name else "tools/calls"]
     failures = [f"tools/{name}/failures"] if name else kinds
+    if name:  # a fault of ours is no result of a call
+        calls, failures = ([*keys, f"tools/{name}/faults"] for keys in (calls, failures))
     num_calls, num_failures = (sum(step.get(key) or 0 for step in steps for key in keys) for keys in (calls, failures))
     return num_calls, num_failures
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from axpo.diagnostics.metrics import tool_metrics
 from axpo.errors import DataError
 from axpo.evaluation.outcomes import QuestionOutcome, outcome_metrics, question_outcome
 from axpo.rollout.collect import sample_groups
@@ -50,4 +51,9 @@ def evaluate(
         )
         for problem in problems
     )
-    return EvalResult(groups=sampled.groups, outcomes=outcomes, metrics=outcome_metrics(outcomes, seed=seed))
+    rollouts = [rollout for group in sampled.groups for rollout in group.rollouts]
+    executor = setup.executor
+    tools = {**tool_metrics(rollouts, tools=tuple(executor.tools)), **executor.take_service_numbers()}
+    return EvalResult(
+        groups=sampled.groups, outcomes=outcomes, metrics={**outcome_metrics(outcomes, seed=seed), **tools}
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from axpo.errors import ConfigError
 from axpo.types import JsonValue, ToolSpec
@@ -16,7 +16,7 @@ _VALIDATORS = 256
 
 
 def explain_misfit(arguments: Mapping[str, JsonValue], spec: ToolSpec) -> str | None:
-    """What is wrong with the arguments and what would be right, or None. Raises `ConfigError` for a broken schema."""
+    """What is wrong with the arguments and what would be right, or None. `check_schema` has seen the schema."""
     properties: Mapping[str, Any] = spec.parameters.get("properties", {})
     known = ", ".join(properties) or "none"
     is_closed = spec.parameters.get("additionalProperties", "properties" not in spec.parameters) is False
@@ -34,10 +34,41 @@ def explain_misfit(arguments: Mapping[str, JsonValue], spec: ToolSpec) -> str | 
     return None if error is None else _explain(error)
 
 
+def check_schema(spec: ToolSpec) -> None:
+    """Raise `ConfigError` for parameters that are no object schema, or that refer to what is not there."""
+    from referencing import Registry
+    from referencing.jsonschema import DRAFT202012
+
+    if spec.parameters.get("type") != "object":
+        raise ConfigError(f"tool {spec.name}: its parameters must be an object schema, got {spec.parameters!r:.80}.")
+    validator = _validator(spec.name, json.dumps(spec.parameters, sort_keys=True))
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(dict(spec.parameters))).resolver()
+    try:
+        for reference in _references(spec.parameters):  # a validator follows one only when a value gets there
+            resolver.lookup(reference)
+        list(validator.iter_errors({}))
+    except Exception as error:
+        raise ConfigError(
+            f"tool {spec.name}: its parameters cannot be checked: {error!r:.200}. Correct its schema."
+        ) from error
+
+
+def _references(schema: JsonValue) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        for key, value in cast("Mapping[str, JsonValue]", schema).items():
+            if key == "$ref" and isinstance(value, str):
+                yield value
+            else:
+                yield from _references(value)
+    elif isinstance(schema, (list, tuple)):
+        for value in cast("Sequence[JsonValue]", schema):
+            yield from _references(value)
+
+
 @functools.lru_cache(_VALIDATORS)
 def _validator(name: str, schema: str) -> Any:
     from jsonschema import SchemaError
-    from jsonschema.validators import validator_for
+    from jsonschema.validators import extend, validator_for
     from referencing import Registry
 
     loaded = json.loads(schema)
@@ -48,7 +79,12 @@ def _validator(name: str, schema: str) -> Any:
         raise ConfigError(
             f"tool {name}: its parameters are no valid JSON schema: {error.message}. Correct the schema."
         ) from error
-    return kind(loaded, registry=Registry())  # a reference to elsewhere is never fetched
+    # Patterns are left to the tool: one that backtracks would hold up every rollout. References stay within the schema.
+    return extend(kind, dict.fromkeys(("pattern", "patternProperties"), _accept))(loaded, registry=Registry())
+
+
+def _accept(*_: Any) -> None:
+    """A rule that nothing breaks."""
 
 
 def _explain(error: Any) -> str:
@@ -67,7 +103,6 @@ def _explain(error: Any) -> str:
         "exclusiveMinimum": lambda: f"expected a number > {wanted}",
         "exclusiveMaximum": lambda: f"expected a number < {wanted}",
         "required": lambda: f"expected an object with {', '.join(wanted)}",
-        "pattern": lambda: f"expected text that matches {wanted}",
     }.get(error.validator)
     reason = expected() if expected is not None else f"expected what the rule {error.validator} says"
     return f"{place or 'the arguments'}: {reason}, got {got}."

@@ -10,17 +10,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from axpo.errors import QuotaError, RolloutFault, ToolError, ToolFault, UserError
-from axpo.protocols import ClosableTool, StatefulTool, Tool, ToolContext
+from axpo.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    QuotaError,
+    RolloutFault,
+    ToolError,
+    ToolFault,
+)
+from axpo.protocols import ClosableTool, MeteredTool, StatefulTool, Tool, ToolContext
 from axpo.rollout.arguments import explain_misfit
 from axpo.rollout.bounds import Bounds, Shorten, bound_content, shorten_by_bytes
 from axpo.types import Content, FailureKind, ToolCall, ToolFailure, ToolResult
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long a tool may take to release what it holds for a rollout."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +51,9 @@ class ToolLimits:
     """Further tries after a fault of ours."""
     backoff_s: float = 0.5
     """Pause before the first further try; it doubles with each."""
-    breaker_faults: int = 10
-    """After this many faults in a row nobody calls the tool for `breaker_pause_s`; then one call tries, and the others
-    wait for how it ends."""
+    breaker_faults: int = 5
+    """After this many faults in a row (those of calls that ran at the same time are one) nobody calls the tool for
+    `breaker_pause_s`; then one call tries, and the others wait for how it ends."""
     breaker_pause_s: float = 10.0
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -51,6 +65,7 @@ class _Lane:
     gate: asyncio.Semaphore
     num_faults: int = 0
     """In a row."""
+    last_fault_s: float = -math.inf
     probe: asyncio.Future[bool] | None = None
     """The tool is down: resolves to whether the call that tries it succeeded."""
 
@@ -67,6 +82,8 @@ class ToolExecutor:
     shorten: Shorten = shorten_by_bytes
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    faults: Counter[str] = field(default_factory=lambda: Counter[str]())
+    """Faults of ours by tool since somebody last cleared it; none of them is in a rollout's record."""
     _lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Lane]] = field(
         default_factory=WeakKeyDictionary, init=False
     )
@@ -77,48 +94,48 @@ class ToolExecutor:
         Raises `ToolFault` when the tool failed by a fault of ours at every try. `QuotaError` and `UserError` pass.
         """
         started_s = self.clock()
-        names = list(self.tools if offered is None else offered)
-        if (failure := _refuse(call, names, self.tools)) is not None:
+        if (failure := self._refuse(call, list(self.tools if offered is None else offered))) is not None:
             return ToolResult(call=call, failure=failure)
         limits = self.limits.get(call.name, self.default_limits)
-        context.is_cached = False
-        num_tries, waited_s = 0, 0.0
+        context.is_cached, context.is_cut, context.waited_s = False, False, 0.0
+        num_tries, queued_s = 0, 0.0
         while True:
             num_tries += 1
             try:
                 async with self._admitted(call.name, limits):
-                    waited_s = self.clock() - started_s
+                    queued_s = self.clock() - started_s
                     content, failure = await self._try(self.tools[call.name], call, context, limits)
                 break
             except ToolFault as fault:
+                self.faults[call.name] += 1
                 if not fault.can_retry or num_tries > limits.max_retries:
                     raise
                 _log.info("tool %s: try %d of %d: %s", call.name, num_tries, limits.max_retries + 1, fault)
                 await self.sleep(limits.backoff_s * 2 ** (num_tries - 1))
-        content, is_cut = bound_content(content, limits.bounds, context.store, self.shorten)
-        if failure is not None:
-            message = self.shorten(failure.message, limits.bounds.max_tokens)
-            failure, is_cut = replace(failure, message=message), message != failure.message
+        content, failure, is_cut = self._bound(content, failure, limits.bounds, context)
         context.images.extend(block.image for block in content if block.image is not None)
         return ToolResult(
             call=call,
             content=content,
             failure=failure,
             wall_time_s=self.clock() - started_s,
-            queue_time_s=waited_s,
+            queue_time_s=queued_s + context.waited_s,
             num_tries=num_tries,
             is_cached=context.is_cached,
-            is_cut=is_cut,
+            is_cut=is_cut or context.is_cut,
         )
 
-    async def replay(self, results: Sequence[ToolResult], context: ToolContext) -> None:
+    async def replay(self, results: Sequence[ToolResult], context: ToolContext) -> float:
         """Bring `context` to where it stood after `results`: their images are there, and stateful tools were called.
 
-        Raises `ToolFault` when such a tool answers otherwise than it did.
+        Returns the seconds that the calls waited. Raises `ToolFault` when a tool answers otherwise than it did.
         """
+        waited_s = 0.0
         for recorded in results:
-            if isinstance(self.tools.get(recorded.call.name), StatefulTool):
+            has_run = recorded.failure is None or recorded.failure.kind not in _NEVER_RAN
+            if has_run and isinstance(self.tools.get(recorded.call.name), StatefulTool):
                 again = await self.run(recorded.call, context)
+                waited_s += again.queue_time_s
                 if (again.content, again.failure) != (recorded.content, recorded.failure):
                     raise ToolFault(
                         f"tool {recorded.call.name}: call {recorded.call.id} was replayed for a branch and did not "
@@ -127,21 +144,30 @@ class ToolExecutor:
                     )
             else:
                 context.images.extend(block.image for block in recorded.content if block.image is not None)
+        return waited_s
 
     async def close_rollout(self, context: ToolContext) -> None:
         """Release what tools hold for the rollout. Their errors are logged: the rollout is over."""
-        for name, tool in self.tools.items():
-            if isinstance(tool, StatefulTool):
-                try:
-                    await tool.close_rollout(context)
-                except Exception as error:
-                    _log.warning("tool %s: closing rollout %s: %s", name, context.rollout_id, error)
+        stateful = {name: tool for name, tool in self.tools.items() if isinstance(tool, StatefulTool)}
+        closings = [asyncio.wait_for(tool.close_rollout(context), CLOSE_TIMEOUT_S) for tool in stateful.values()]
+        for name, error in zip(stateful, await asyncio.gather(*closings, return_exceptions=True), strict=True):
+            if isinstance(error, Exception):
+                _log.warning("tool %s: closing rollout %s: %r", name, context.rollout_id, error)
 
     def close(self) -> None:
-        """Release what tools hold for the run. Calling it again does nothing."""
-        for tool in self.tools.values():
-            if isinstance(tool, ClosableTool):
-                tool.close()
+        """Release what tools hold for the run, all of them even when one fails. Calling it again does nothing."""
+        with contextlib.ExitStack() as stack:
+            for tool in self.tools.values():
+                if isinstance(tool, ClosableTool):
+                    stack.callback(tool.close)
+
+    def take_service_numbers(self) -> dict[str, float]:
+        """Metrics that no rollout holds: faults of ours by tool since the last call, and what paid services counted."""
+        metrics: dict[str, float] = {f"tools/{name}/faults": self.faults.pop(name, 0) for name in self.tools}
+        for name, tool in self.tools.items():
+            stats: Mapping[str, float] = tool.stats() if isinstance(tool, MeteredTool) else {}
+            metrics |= {f"tools/{name}/{key}_total": stats[key] for key in ("requests", "cost_usd") if key in stats}
+        return metrics
 
     # -- one try ------------------------------------------------------------------------------------------------------
 
@@ -157,16 +183,41 @@ class ToolExecutor:
             if not kind.is_model_fault:
                 raise ToolFault(f"tool {call.name}: {error}", can_retry=False) from error
             return (), ToolFailure(kind=kind, message=str(error))
-        except (RolloutFault, QuotaError, UserError):
+        except DataError as error:  # the model chose what could not be made into a picture or a text
+            return (), ToolFailure(kind=FailureKind.EXECUTION_ERROR, message=str(error))
+        except _ENDS_THE_RUN:
             raise
         except Exception as error:
             if deadline.expired():  # a TimeoutError of the tool's own, a lost connection say, is not the model's doing
                 message = f"{call.name} did not finish within {limits.timeout_s:g} s."
-                if getattr(tool, "is_timeout_ours", False):
-                    raise ToolFault(f"tool {message}") from error
+                if getattr(tool, "bounds_its_time", False):
+                    raise ToolFault(f"tool {message}", can_retry=False) from error
                 return (), ToolFailure(kind=FailureKind.TIMEOUT, message=message)
             message = f"tool {call.name} raised {type(error).__name__}: {error}"
             raise ToolFault(message, can_retry=False) from error
+
+    def _refuse(self, call: ToolCall, offered: Sequence[str]) -> ToolFailure | None:
+        """Why the call cannot run at all, in words for the model."""
+        if call.parse_error is not None:
+            return ToolFailure(kind=FailureKind.MALFORMED_CALL, message=call.parse_error)
+        if call.name not in offered:
+            message = f"There is no tool named {call.name[:64]!r}. Tools: {', '.join(offered) or 'none'}."
+            return ToolFailure(kind=FailureKind.UNKNOWN_TOOL, message=message)
+        with _ours(f"tool {call.name}: its schema cannot be applied"):
+            misfit = explain_misfit(call.arguments, self.tools[call.name].spec)
+        if misfit is None:
+            return None
+        return ToolFailure(kind=FailureKind.BAD_ARGUMENTS, message=f"{call.name}: {misfit}")
+
+    def _bound(
+        self, content: tuple[Content, ...], failure: ToolFailure | None, bounds: Bounds, context: ToolContext
+    ) -> tuple[tuple[Content, ...], ToolFailure | None, bool]:
+        with _ours("a result cannot be cut to its bounds"):
+            if failure is not None:
+                message = self.shorten(failure.message, bounds.max_tokens)
+                return (), replace(failure, message=message), message != failure.message
+            content, is_cut = bound_content(content, bounds, context.store, self.shorten)
+            return content, None, is_cut
 
     # -- traffic ------------------------------------------------------------------------------------------------------
 
@@ -185,8 +236,9 @@ class ToolExecutor:
             if lane.probe is None:
                 probe = lane.probe = asyncio.get_running_loop().create_future()
             elif not await asyncio.shield(lane.probe):
-                raise ToolFault(f"tool {name} is down: {lane.num_faults} faults in a row", can_retry=False)
+                raise ToolFault(f"tool {name} is down: {lane.num_faults} faults in a row")
         is_up = False
+        started_s = self.clock()
         try:
             if probe is not None:
                 _log.warning("tool %s: %d faults in a row, paused", name, lane.num_faults)
@@ -194,7 +246,9 @@ class ToolExecutor:
             yield
             is_up = True
         except RolloutFault:
-            lane.num_faults += 1
+            if started_s > lane.last_fault_s:  # calls that ran together met one and the same trouble
+                lane.num_faults += 1
+            lane.last_fault_s = self.clock()
             raise
         finally:
             if is_up:
@@ -204,15 +258,19 @@ class ToolExecutor:
                 probe.set_result(is_up)
 
 
-def _refuse(call: ToolCall, offered: Sequence[str], tools: Mapping[str, Tool]) -> ToolFailure | None:
-    """Why the call cannot run at all, in words for the model."""
-    if call.parse_error is not None:
-        return ToolFailure(kind=FailureKind.MALFORMED_CALL, message=call.parse_error)
-    if call.name not in offered:
-        message = f"There is no tool named {call.name[:64]!r}. Tools: {', '.join(offered) or 'none'}."
-        return ToolFailure(kind=FailureKind.UNKNOWN_TOOL, message=message)
-    misfit = explain_misfit(call.arguments, tools[call.name].spec)
-    return None if misfit is None else ToolFailure(kind=FailureKind.BAD_ARGUMENTS, message=f"{call.name}: {misfit}")
+_NEVER_RAN = (FailureKind.MALFORMED_CALL, FailureKind.UNKNOWN_TOOL, FailureKind.BAD_ARGUMENTS)
+_ENDS_THE_RUN = (RolloutFault, QuotaError, ConfigError, CheckpointError, MissingExtraError)
+
+
+@contextlib.contextmanager
+def _ours(what: str) -> Generator[None]:
+    """Whatever goes wrong in here is a fault of ours."""
+    try:
+        yield
+    except _ENDS_THE_RUN:
+        raise
+    except Exception as error:
+        raise ToolFault(f"{what}: {type(error).__name__}: {error}", can_retry=False) from error
 
 
 def _checked_content(content: Any) -> tuple[Content, ...]:

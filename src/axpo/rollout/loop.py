@@ -26,6 +26,7 @@ from axpo.rollout.seeding import derive_seed
 from axpo.threads import run_in_daemon_thread
 from axpo.types import (
     Completion,
+    FailureKind,
     GenerationRequest,
     ImageRef,
     PrefixRef,
@@ -36,8 +37,15 @@ from axpo.types import (
     SegmentKind,
     StopReason,
     ThinkingPrefix,
+    ToolFailure,
     ToolResult,
     ToolSpec,
+)
+
+MAX_CALLS_PER_TURN = 16
+"""Further calls of a turn are not run; the model reads so."""
+_TOO_MANY_CALLS = ToolFailure(
+    kind=FailureKind.MALFORMED_CALL, message=f"Not run: a turn has at most {MAX_CALLS_PER_TURN} calls."
 )
 
 
@@ -91,7 +99,7 @@ async def run_rollout(
     images = dialogue.images[: len(dialogue.images) - num_result_images]
     context = ToolContext(rollout_id=rollout_id, images=list(images), store=setup.store)
     try:
-        await setup.executor.replay(dialogue.tool_results, context)
+        dialogue.waited_s += await setup.executor.replay(dialogue.tool_results, context)
         stop_reason, final_text = await _converse(dialogue, context, [spec.name for spec in specs], setup, seed)
     finally:
         await setup.executor.close_rollout(context)
@@ -133,9 +141,16 @@ async def _converse(
             return StopReason.TURN_LIMIT, ""
         # (5) run the calls, one after the other: a later one may use the images of an earlier one
         results: list[ToolResult] = []
-        for call in turn.tool_calls:
+        for number, call in enumerate(turn.tool_calls):
             call = replace(call, id=f"{context.rollout_id}/{dialogue.num_tool_turns}-{call.id}")
+            if number >= MAX_CALLS_PER_TURN:
+                results.append(ToolResult(call=call, failure=_TOO_MANY_CALLS))
+                continue
             results.append(await setup.executor.run(call, context, offered=offered))
+            dialogue.waited_s += results[-1].queue_time_s
+            if dialogue.charged_s >= limits.time_limit_s:
+                dialogue.tool_results.extend(results)
+                return StopReason.TIME_LIMIT, ""
         # (6) append what the tools answered, as ids
         if not dialogue.add_results(results, setup.renderer, max_response_tokens=limits.max_response_tokens):
             return StopReason.TOKEN_LIMIT, ""
@@ -210,7 +225,6 @@ class _Dialogue:
     def add_results(self, results: Sequence[ToolResult], renderer: Renderer, *, max_response_tokens: int) -> bool:
         """Append the tool turn as ids; False, and no ids, when it does not fit."""
         self.tool_results.extend(results)
-        self.waited_s += sum(result.queue_time_s for result in results)
         try:
             rendered = renderer.render_tool_results(results)
         except DataError as error:

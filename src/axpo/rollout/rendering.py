@@ -342,20 +342,23 @@ class QwenRenderer:
 
     def shorten(self, text: str, max_tokens: int) -> str:
         """`text`, or its beginning and end with a mark between them, `max_tokens` tokens in all without the mark."""
-        num_bytes = len(text.encode(errors="replace"))
-        if num_bytes <= max_tokens:  # a token is at least one byte
+        if len(text.encode(errors="replace")) <= max_tokens:  # a token is at least one byte
             return text
-        ends = text
-        if num_bytes > (most := _MAX_BYTES_PER_TOKEN * max_tokens):  # never tokenize what is thrown away anyway
-            ends = text[: most // 2] + text[-(most // 2) :]
-        offsets: list[tuple[int, int]] = self._tokenizer(
-            ends, add_special_tokens=False, return_offsets_mapping=True
-        ).offset_mapping
-        if len(offsets) <= max_tokens and ends is text:
+        num_chars = _MAX_CHARS_PER_TOKEN * max_tokens  # never tokenize what is thrown away anyway
+        ends = self._offsets(text[:num_chars])
+        if len(text) <= num_chars and len(ends) <= max_tokens:
             return text
-        head, tail = offsets[(max_tokens + 1) // 2 - 1][1], offsets[len(offsets) - max_tokens // 2 :]
-        kept = len(ends) - tail[0][0] if tail else 0
-        return text[:head] + cut_mark(len(text) - head - kept, "characters") + text[len(text) - kept :]
+        num_tail = max_tokens // 2
+        head = ends[: max_tokens - num_tail][-1][1]
+        last = text[-num_chars:]
+        tail = len(last) - self._offsets(last)[-num_tail:][0][0] if num_tail else 0
+        if head + tail >= len(text):
+            return text
+        return text[:head] + cut_mark(len(text) - head - tail, "characters") + text[len(text) - tail :]
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each token lies in the text."""
+        return self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
 
     def parse_turn(self, token_ids: Sequence[int], *, has_open_thinking: bool | None = None) -> ParsedTurn:
         """Take a sampled turn apart by token ids.
@@ -395,7 +398,7 @@ class QwenRenderer:
 # -- pieces of dialogues ----------------------------------------------------------------------------------------------
 
 
-_MAX_BYTES_PER_TOKEN = 16
+_MAX_CHARS_PER_TOKEN = 16
 """Of text worth keeping: what is beyond it at both ends is not even looked at."""
 
 

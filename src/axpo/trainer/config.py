@@ -73,7 +73,7 @@ class ToolLimitsConfig(_Table):
     """Further tries after a fault of ours."""
     backoff_s: float = Field(default=0.5, ge=0)
     """Pause before the first further try; it doubles with each."""
-    breaker_faults: Positive = 10
+    breaker_faults: Positive = 5
     """Faults in a row after which nobody calls the tool for `breaker_pause_s`."""
     breaker_pause_s: float = Field(default=10.0, ge=0)
     max_result_tokens: Positive = 4096

@@ -151,6 +151,7 @@ class RolloutSource:
                 problems=data.problems,
                 tools=tuple(self._setup.executor.tools),
             ),
+            **self._setup.executor.take_service_numbers(),
             "seconds/rollout": rollouts.rollout_s,
             "seconds/resample": rollouts.resample_s,
         }
