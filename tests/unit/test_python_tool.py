@@ -14,6 +14,7 @@ from axpo.errors import ConfigError, ToolError
 from axpo.images import ContentImageStore
 from axpo.protocols import ClosableTool, StatefulTool
 from axpo.tools.python_exec import NO_OUTPUT, PythonTool
+from axpo.tools.sandbox.pictures import fitting_size
 from axpo.types import FailureKind, ToolCall
 from sandboxed import PythonRollout
 
@@ -201,6 +202,24 @@ def test_pictures_are_bounded_in_number_and_size(rollout: PythonRollout) -> None
     sizes = [(block.image.width_px, block.image.height_px) for block in content if block.image is not None]
     assert sizes == [(547, 365)] * 3
     assert "too extreme" in rollout.failure("Image.new('RGB', (3000, 2))")[1]
+
+
+def test_a_thin_picture_that_is_scaled_down_is_not_thinner(rollout: PythonRollout) -> None:
+    content = rollout.call("from PIL import Image\nImage.new('L', (16384, 82))")  # rounded down: 6321x31, above 200:1
+    assert content[1].image is not None
+    assert (content[1].image.width_px, content[1].image.height_px) == (6200, 31)
+
+
+def test_fitting_sizes_fit_whatever_the_rounding() -> None:
+    for short_px in (1, 2, 3, 31, 82, 999):
+        for ratio in (1.0, 1.3, 199.0, 199.9, 200.0):
+            for max_px in (1, 2, 199, 200, 1000, 1280 * 32 * 32):
+                long_px = int(short_px * ratio)
+                if short_px * long_px > max_px:
+                    width_px, height_px = fitting_size(long_px, short_px, max_px)
+                    assert 0 < height_px <= width_px <= 200 * height_px
+                    assert width_px * height_px <= max_px
+                    assert fitting_size(short_px, long_px, max_px) == (height_px, width_px)
 
 
 def test_pictures_of_the_dialogue_are_in_step_in_both_directions(tool: PythonTool) -> None:
