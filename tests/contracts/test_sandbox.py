@@ -104,15 +104,28 @@ def test_nothing_of_the_environment_gets_in(rollout: PythonRollout) -> None:
 @pytest.mark.parametrize(
     ("machine", "audit", "numbers"),
     [
-        ("x86_64", 0xC000003E, {"read": 0, "socket": 41, "execve": 59, "clone": 56, "clone3": 435, "unshare": 272}),
-        ("aarch64", 0xC00000B7, {"read": 63, "socket": 198, "execve": 221, "clone": 220, "clone3": 435, "unshare": 97}),
+        (
+            "x86_64",
+            0xC000003E,
+            {"read": 0, "socket": 41, "execve": 59, "clone": 56, "clone3": 435, "unshare": 272}
+            | {"kill": 62, "tkill": 200, "tgkill": 234, "prlimit64": 302, "fcntl": 72, "ioctl": 16},
+        ),
+        (
+            "aarch64",
+            0xC00000B7,
+            {"read": 63, "socket": 198, "execve": 221, "clone": 220, "clone3": 435, "unshare": 97}
+            | {"kill": 129, "tkill": 130, "tgkill": 131, "prlimit64": 261, "fcntl": 25, "ioctl": 29},
+        ),
     ],
 )
 def test_the_filter_allows_and_denies(machine: str, audit: int, numbers: dict[str, int]) -> None:
     allow, deny, unknown, kill = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 0x80000000
 
-    def verdict(number: int, argument: int = 0, architecture: int = audit) -> int:
-        return run_filter(seccomp.build_filter(machine), struct.pack("<IIQQ", number, architecture, 0, argument))
+    def verdict(
+        number: int, argument: int = 0, second: int = 0, architecture: int = audit, own_pid: int | None = None
+    ) -> int:
+        program = seccomp.build_filter(machine, own_pid=own_pid)
+        return run_filter(program, struct.pack("<IIQQQ", number, architecture, 0, argument, second))
 
     assert verdict(numbers["read"]) == allow
     assert {verdict(numbers[name]) for name in ("socket", "execve", "unshare")} == {deny}
@@ -120,6 +133,15 @@ def test_the_filter_allows_and_denies(machine: str, audit: int, numbers: dict[st
     assert verdict(numbers["clone"], argument=0x3D0F00) == allow  # what pthread_create asks for
     assert verdict(numbers["clone3"]) == verdict(460) == verdict(0x40000000) == unknown
     assert verdict(numbers["read"], architecture=0x40000003) == kill
+    for name in ("kill", "tkill", "tgkill", "prlimit64"):
+        assert verdict(numbers[name], argument=9) == allow
+        assert {verdict(numbers[name], own_pid=70_000, argument=pid) for pid in (0, 70_000)} == {allow}
+        others = (1, 69_999, 4464, 2**32 - 1, 2**32 - 70_000)
+        assert {verdict(numbers[name], own_pid=70_000, argument=pid) for pid in others} == {deny}
+    assert {verdict(numbers["fcntl"], second=command) for command in (0, 1, 2, 1030)} == {allow}
+    assert {verdict(numbers["fcntl"], second=command) for command in (8, 15)} == {deny}
+    assert verdict(numbers["ioctl"], second=0x5401) == allow
+    assert {verdict(numbers["ioctl"], second=command) for command in (0x8901, 0x8902)} == {deny}
 
 
 def run_filter(program: bytes, data: bytes) -> int:
@@ -184,6 +206,52 @@ def test_without_isolation_limits_and_timeouts_still_hold(tmp_path: Path) -> Non
     folder = Path(rollout.text("import os; os.getcwd()").strip("'"))
     tool.close()  # with a live interpreter
     assert not folder.exists()
+
+
+HARM = """
+import ctypes, fcntl, os, resource, signal, struct
+def attempt(name, function, *arguments):
+    try:
+        print(name, function(*arguments))
+    except OSError as error:
+        print(name, type(error).__name__)
+def overwrite(pid):
+    with open(f'/proc/{{pid}}/mem', 'r+b', buffering=0): return 'opened'
+libc = ctypes.CDLL(None, use_errno=True)
+read_end, _ = os.pipe()
+for pid in ({trainer}, os.getppid(), {keeper}):
+    attempt('kill', os.kill, pid, 0)
+    attempt('kill -', os.kill, -pid, 0)
+    attempt('prlimit', resource.prlimit, pid, resource.RLIMIT_CPU)
+    attempt('F_SETOWN', fcntl.fcntl, read_end, fcntl.F_SETOWN, pid)
+    attempt('FIOSETOWN', fcntl.ioctl, 3, 0x8901, struct.pack('i', pid))
+    print('tkill', libc.syscall(200, pid, 0), 'tgkill', libc.syscall(234, pid, pid, 0))
+attempt('kill -1', os.kill, -1, 0)
+for pid in (os.getppid(), {keeper}):
+    attempt('mem', overwrite, pid)
+attempt('own limit', resource.setrlimit, resource.RLIMIT_CORE, (1, 1))
+"""
+
+
+def test_without_isolation_the_code_harms_neither_trainer_nor_fork_server() -> None:
+    tool = PythonTool(allow_unsafe=True)
+    rollout = PythonRollout(tool)
+    rollout.call("1")
+    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
+    lines = set(rollout.outcome(HARM.format(trainer=os.getpid(), keeper=keeper)).splitlines())
+    names = ("kill", "kill -", "prlimit", "F_SETOWN", "FIOSETOWN", "kill -1", "mem")
+    assert lines - {"tkill -1 tgkill -1"} - {f"{name} PermissionError" for name in names} == {
+        "ValueError: not allowed to raise maximum limit"
+    } | {line for line in lines if line.startswith(("Traceback", "  "))}
+    assert rollout.text("os.kill(os.getpid(), 0), os.kill(0, 0), resource.prlimit(0, resource.RLIMIT_CORE)") == (
+        "(None, None, (0, 0))"
+    )
+    assert rollout.text(
+        "signal.signal(signal.SIGUSR1, lambda *_: print('mine')); signal.raise_signal(signal.SIGUSR1)"
+    ) == ("mine")
+    assert "ended its interpreter" in rollout.outcome("os.kill(os.getpid(), 9)")
+    assert tool._server._keeper._process.pid == keeper  # type: ignore[union-attr]
+    tool.close()
 
 
 # -- life and death ---------------------------------------------------------------------------------------------------
