@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -304,18 +305,60 @@ def test_a_lost_fork_server_is_our_fault_and_is_replaced(victim: str) -> None:
     tool.close()
 
 
-def test_a_stopped_fork_server_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("axpo.tools.sandbox.server.START_TIMEOUT_S", 0.2)
+def stop(server: SandboxServer) -> set[int]:
+    """Its processes, which answer no more."""
+    keeper = server._keeper._process.pid  # type: ignore[union-attr]
+    processes = {keeper} | descendants(keeper)
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    return processes
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["silent", "no room for requests"])
+def test_a_fork_server_that_hangs_is_our_fault_and_is_replaced(monkeypatch: pytest.MonkeyPatch, is_full: bool) -> None:
     server = SandboxServer(has_libraries=False)
-    server.start()
-    os.kill(server._keeper._process.pid, signal.SIGSTOP)  # type: ignore[union-attr]
-    for child in descendants(server._keeper._process.pid):  # type: ignore[union-attr]
-        os.kill(child, signal.SIGSTOP)
+    asyncio.run(server.spawn(Limits())).kill()
+    processes = stop(server)
+    with contextlib.suppress(BlockingIOError):
+        while is_full:
+            server._control.send(b"{}")  # type: ignore[union-attr]
+    monkeypatch.setattr("axpo.tools.sandbox.server.START_TIMEOUT_S", 0.2)
     with pytest.raises(ToolFault, match="no interpreter: no answer within") as caught:
-        asyncio.run(server.spawn(Limits()))
+        asyncio.run(asyncio.wait_for(server.spawn(Limits()), 20))
     assert caught.value.can_retry
-    os.kill(server._keeper._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    wait_until(lambda: not processes & parents().keys())
+    monkeypatch.undo()
+    asyncio.run(server.spawn(Limits())).kill()
     server.close()
+
+
+def test_rollouts_that_lose_variables_with_a_hung_fork_server_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever notices: those that wait for a fresh interpreter are tried again, nobody gets one unawares."""
+    tool = PythonTool()
+    old, busy, unused = (PythonRollout(tool) for _ in range(3))
+    old.call("x = 1")
+
+    async def hang() -> list[object]:
+        await busy.call_async("import time; y = 1")
+        running = asyncio.create_task(busy.call_async("time.sleep(15)"))
+        await asyncio.sleep(0)
+        stop_all = stop(tool._server)
+        os.kill(pid_of(busy), signal.SIGCONT)
+        monkeypatch.setattr("axpo.tools.sandbox.server.START_TIMEOUT_S", 0.2)
+        fresh = [PythonRollout(tool).call_async("1") for _ in range(3)]
+        faults = await asyncio.gather(running, *fresh, return_exceptions=True)
+        wait_until(lambda: not stop_all & parents().keys())
+        return list(faults)
+
+    faults = asyncio.run(hang())
+    assert [type(fault) for fault in faults] == [ToolFault] * 4
+    assert [fault.can_retry for fault in faults] == [False, True, True, True]  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert unused.text("1 + 1") == "2"
+    with pytest.raises(ToolFault, match="its fork server died") as caught:
+        old.call("x")
+    assert not caught.value.can_retry
+    tool.close()
 
 
 def test_an_interpreter_that_cannot_be_confined_is_our_fault() -> None:

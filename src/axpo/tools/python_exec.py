@@ -109,18 +109,16 @@ class PythonTool:
         self._server.close()
 
     async def _execute(self, session: _Session, code: str, timeout_s: float, context: ToolContext) -> CellResult:
-        if session.interpreter is None or session.interpreter.is_dead:
-            session.interpreter = await self._server.spawn(self._limits)
-            session.num_known_images = 0
+        await self._provide_interpreter(session)
+        assert session.interpreter is not None
         new_images = context.images[session.num_known_images :]
         try:
             result = await session.interpreter.execute(
                 code, timeout_s, [context.store.encoded(ref) for ref in new_images]
             )
         except (InterpreterTimeout, InterpreterLost) as error:
-            if not self._server.is_alive:
-                has_lost_state = session.interpreter.num_cells > 0
-                raise ToolFault("tool python: its fork server died", can_retry=not has_lost_state) from error
+            if self._server.has_lost(session.interpreter):
+                raise _make_fault(session) from error
             if isinstance(error, InterpreterTimeout):
                 message = f"Timeout: the code did not stop after {timeout_s:g} s and its interpreter was killed."
                 raise ToolError(FailureKind.TIMEOUT, f"{message} {_RESTART}") from error
@@ -128,6 +126,17 @@ class PythonTool:
             raise ToolError(FailureKind.EXECUTION_ERROR, f"{message} {_RESTART}") from error
         session.num_known_images += len(new_images)
         return result
+
+    async def _provide_interpreter(self, session: _Session) -> None:
+        interpreter = session.interpreter
+        if interpreter is not None and not interpreter.is_dead:
+            if not self._server.has_lost(interpreter):
+                return
+            interpreter.kill()
+            if interpreter.num_cells > 0:
+                raise _make_fault(session)
+        session.interpreter = await self._server.spawn(self._limits)
+        session.num_known_images = 0
 
     def _read_arguments(self, arguments: Mapping[str, JsonValue]) -> tuple[str, float]:
         known = self.spec.parameters["properties"]
@@ -142,6 +151,12 @@ class PythonTool:
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
             raise _bad_arguments(f"timeout must be a number of seconds from 1 to {self._max_timeout_s}.")
         return code, float(min(timeout, self._max_timeout_s))
+
+
+def _make_fault(session: _Session) -> ToolFault:
+    """The fork server has gone; a rollout that had variables cannot go on."""
+    assert session.interpreter is not None
+    return ToolFault("tool python: its fork server died", can_retry=session.interpreter.num_cells == 0)
 
 
 def _store_images(result: CellResult, context: ToolContext) -> tuple[ImageRef, ...]:
