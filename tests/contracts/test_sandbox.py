@@ -171,10 +171,11 @@ from sandboxed import PythonRollout
 from axpo.tools.python_exec import PythonTool
 from axpo.tools.sandbox import isolation_level
 print(isolation_level())
-try:
-    PythonRollout(PythonTool()).text('1')
-except Exception as error:
-    print(type(error).__name__, error)
+for attempt in (PythonRollout(PythonTool()).text, lambda _: PythonTool().check()):
+    try:
+        attempt('1')
+    except Exception as error:
+        print(type(error).__name__, error)
 tool = PythonTool(allow_unsafe=True)
 print(PythonRollout(tool).text('40 + 2'))
 tool.close()
@@ -185,7 +186,8 @@ def test_a_machine_that_cannot_isolate_refuses_and_says_what_to_do() -> None:
     script = WITHOUT_NAMESPACES.format(tests=str(Path(__file__).parents[1]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
-    level, error, answer = done.stdout.splitlines()
+    level, error, checked, answer = done.stdout.splitlines()
+    assert checked == error
     assert level.startswith("none (seccomp, rlimits with allow_unsafe): tool python: this machine cannot isolate")
     assert error.startswith("ConfigError tool python: this machine cannot isolate Python code (user namespace: ")
     assert "`sysctl user.max_user_namespaces=10000`" in error
@@ -372,10 +374,10 @@ def test_an_interpreter_that_cannot_be_confined_is_our_fault() -> None:
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [path for path in sys.path if "site-packages" not in path])
     monkeypatch.setattr("axpo.tools.sandbox.server.sys.executable", os.path.realpath(sys.executable))
-    server = SandboxServer()
+    tool = PythonTool()
     with pytest.raises(ConfigError, match=r"No module named '\w+'. Run `pip install numpy scipy sympy pandas`"):
-        asyncio.run(server.spawn(Limits()))
-    server.close()
+        tool.check()
+    tool.close()
 
 
 TRAINER = """

@@ -140,6 +140,22 @@ def test_long_output_keeps_both_ends_and_says_what_is_cut(rollout: PythonRollout
     assert message.endswith("ZeroDivisionError: division by zero")
 
 
+@pytest.mark.parametrize(
+    ("code", "is_cut"),
+    [
+        ("print('x' * 1999)", False),
+        ("print('x' * 3000)", True),
+        ("print('x' * 3000)\n1 / 0", True),
+        ("print('\\0' * 600)", True),  # within the limit until it is spelled out
+        ("from PIL import Image\nfor i in range(3): display(Image.new('L', (9, 9)))", False),
+        ("from PIL import Image\nfor i in range(4): display(Image.new('L', (9, 9)))", True),
+    ],
+)
+def test_what_is_left_out_is_told(rollout: PythonRollout, code: str, is_cut: bool) -> None:
+    rollout.outcome(code)
+    assert rollout.context.is_cut is is_cut
+
+
 def test_text_that_no_tokenizer_takes_is_spelled_out(rollout: PythonRollout) -> None:
     assert rollout.text("print('a\\0b\\x1b[31m\\ud800 é 漢 \\r\\n.\\r.')") == "a\\x00b\\x1b[31m\\ud800 é 漢 \n.\n."
 
@@ -304,6 +320,50 @@ def test_options_are_checked() -> None:
         PythonTool(memory_mb=63)
     with pytest.raises(ConfigError, match="max_images must be at least 1, got 0"):
         PythonTool(max_images=0)
+
+
+@pytest.mark.parametrize("option", ["memory_mb", "tmp_mb", "max_timeout_s", "max_images", "max_threads"])
+@pytest.mark.parametrize("value", ["1024", 100.5, True, None])
+def test_an_option_of_another_type_is_named(option: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{option} must be a whole number, got {value!r}. Write it without quotes"):
+        PythonTool(**{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["allow_unsafe", "prestart"])
+def test_a_switch_is_not_a_word(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option} must be true or false, got 'false'"):
+        PythonTool(**{option: "false"})  # type: ignore[arg-type]
+
+
+def test_no_timeout_outlasts_the_time_a_run_grants() -> None:
+    PythonTool(max_timeout_s=540)
+    with pytest.raises(ConfigError, match="max_timeout_s must be at most 540, got 541"):
+        PythonTool(max_timeout_s=541)
+
+
+def test_waiting_for_the_fork_server_is_not_the_rollouts(tool: PythonTool, rollout: PythonRollout) -> None:
+    rollout.call("1")
+    waited_s = rollout.context.waited_s
+    assert waited_s > 0
+    rollout.failure("import time; time.sleep(9)", timeout=1)
+    assert rollout.context.waited_s == waited_s
+
+
+@pytest.mark.parametrize("has_loop", [False, True])
+def test_a_checked_tool_is_warm(has_loop: bool) -> None:
+    tool = PythonTool()
+
+    async def check() -> None:
+        tool.check()
+
+    asyncio.run(check()) if has_loop else tool.check()
+    keeper = tool._server._keeper
+    assert keeper is not None
+    tool.check()
+    rollout = PythonRollout(tool)
+    assert rollout.text("1 + 1") == "2"
+    assert tool._server._keeper is keeper
+    tool.close()
 
 
 def test_the_least_of_everything_is_enough_to_work() -> None:

@@ -78,6 +78,8 @@ class CellResult:
     text: str
     images: list[tuple[int, int, bytes]]
     """Width and height in pixels, RGB bytes row by row."""
+    is_cut: bool
+    """Output or pictures beyond the limits were left out."""
 
 
 class SandboxServer:
@@ -329,7 +331,7 @@ class Interpreter:
 
     async def _read_reply(self, number: int) -> CellResult:
         """Every length is checked before anything of that length is allocated."""
-        got_number, status, text_size, num_images = REPLY.unpack(await _read_exactly(self._channel, REPLY.size))
+        got_number, status, is_cut, text_size, num_images = REPLY.unpack(await _read_exactly(self._channel, REPLY.size))
         max_text_bytes = (self._limits.max_output_chars + _SLACK_CHARS) * MAX_BYTES_PER_CHAR
         if got_number != number or status > max(CellStatus) or text_size > max_text_bytes:
             raise InterpreterLost("it sent a broken reply")
@@ -341,7 +343,7 @@ class Interpreter:
                 raise InterpreterLost(f"it sent an image of {width_px}x{height_px} px")
         text = printable(await _read_exactly(self._channel, text_size))
         images = [(w, h, await _read_exactly(self._channel, 3 * w * h)) for w, h in sizes]
-        return CellResult(CellStatus(status), text, images)
+        return CellResult(CellStatus(status), text, images, is_cut=is_cut)
 
     def _is_acceptable(self, width_px: int, height_px: int) -> bool:
         short_px, long_px = sorted((width_px, height_px))
