@@ -89,6 +89,8 @@ def test_an_interpreter_has_given_everything_up(rollout: PythonRollout) -> None:
     assert status["NSpid"].split()[2:] == ["1"]  # host, fork server, its own
     assert "0" not in status["Uid"].split()
     assert Path(f"/proc/{pid_of(rollout)}/oom_score_adj").read_text() == "1000\n"
+    assert os.getpriority(os.PRIO_PROCESS, pid_of(rollout)) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    assert "PermissionError" in rollout.failure("import os; os.setpriority(os.PRIO_PROCESS, 0, 5)")[1]
     # files: nowhere three times, the channel
     list_open = "import os\nfound = []\nfor fd in range(256):\n    try: found.append(os.fstat(fd) and fd)\n"
     assert rollout.text(f"{list_open}    except OSError: pass\nfound") == "[0, 1, 2, 3]"

@@ -22,6 +22,8 @@ MAX_CODE_CHARS = 200_000
 MIN_MEMORY_MB = 64
 MAX_TIMEOUT_S = 540
 """What a run grants a tool that bounds its own time is little more."""
+_MAX_MARK_CHARS = 100
+"""What the interpreter adds to text that it has cut: not to be cut in its turn."""
 NO_OUTPUT = "(no output)"
 _RESTART = "All variables are lost; the next call starts a fresh interpreter."
 
@@ -100,7 +102,7 @@ class PythonTool:
         async with session.lock:
             result = await self._execute(session, code, timeout_s, context)
         whole = result.text.strip("\n")
-        text = cut_middle(whole, self._limits.max_output_chars)
+        text = cut_middle(whole, self._limits.max_output_chars + _MAX_MARK_CHARS)
         context.is_cut = context.is_cut or result.is_cut or text != whole
         if result.status is CellStatus.TIMED_OUT:
             message = f"the code was stopped after {timeout_s:g} s. Variables are kept."
