@@ -126,8 +126,9 @@ class PythonTool:
         self._server.close()
 
     async def _execute(self, session: _Session, code: str, timeout_s: float, context: ToolContext) -> CellResult:
-        await self._provide_interpreter(session, context)
-        assert session.interpreter is not None
+        if session.interpreter is None or session.interpreter.is_dead:
+            session.interpreter = await self._spawn(context)
+            session.num_known_images = 0
         new_images = context.images[session.num_known_images :]
         try:
             result = await session.interpreter.execute(
@@ -135,7 +136,8 @@ class PythonTool:
             )
         except (InterpreterTimeout, InterpreterLost) as error:
             if self._server.has_lost(session.interpreter):
-                raise _make_fault(session) from error
+                has_lost_state = session.interpreter.num_cells > 0
+                raise ToolFault("tool python: its fork server died", can_retry=not has_lost_state) from error
             if isinstance(error, InterpreterTimeout):
                 message = f"Timeout: the code did not stop after {timeout_s:g} s and its interpreter was killed."
                 raise ToolError(FailureKind.TIMEOUT, f"{message} {_RESTART}") from error
@@ -144,20 +146,12 @@ class PythonTool:
         session.num_known_images += len(new_images)
         return result
 
-    async def _provide_interpreter(self, session: _Session, context: ToolContext) -> None:
-        interpreter = session.interpreter
-        if interpreter is not None and not interpreter.is_dead:
-            if not self._server.has_lost(interpreter):
-                return
-            interpreter.kill()
-            if interpreter.num_cells > 0:
-                raise _make_fault(session)
+    async def _spawn(self, context: ToolContext) -> Interpreter:
         started_s = time.monotonic()
         try:
-            session.interpreter = await self._server.spawn(self._limits)
+            return await self._server.spawn(self._limits)
         finally:
             context.waited_s += time.monotonic() - started_s  # seconds where the fork server has to start
-        session.num_known_images = 0
 
     def _read_arguments(self, arguments: Mapping[str, JsonValue]) -> tuple[str, float]:
         known = self.spec.parameters["properties"]
@@ -187,12 +181,6 @@ def _check_options(numbers: Mapping[str, Any], switches: Mapping[str, Any]) -> N
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise ConfigError(f"tool python: {name} must be true or false, got {value!r}. Write it without quotes.")
-
-
-def _make_fault(session: _Session) -> ToolFault:
-    """The fork server has gone; a rollout that had variables cannot go on."""
-    assert session.interpreter is not None
-    return ToolFault("tool python: its fork server died", can_retry=session.interpreter.num_cells == 0)
 
 
 def _store_images(result: CellResult, context: ToolContext) -> tuple[ImageRef, ...]:
