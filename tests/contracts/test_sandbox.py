@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -88,6 +89,8 @@ def test_an_interpreter_has_given_everything_up(rollout: PythonRollout) -> None:
     assert status["NSpid"].split()[2:] == ["1"]  # host, fork server, its own
     assert "0" not in status["Uid"].split()
     assert Path(f"/proc/{pid_of(rollout)}/oom_score_adj").read_text() == "1000\n"
+    assert os.getpriority(os.PRIO_PROCESS, pid_of(rollout)) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
+    assert "PermissionError" in rollout.failure("import os; os.setpriority(os.PRIO_PROCESS, 0, 5)")[1]
     # files: nowhere three times, the channel
     list_open = "import os\nfound = []\nfor fd in range(256):\n    try: found.append(os.fstat(fd) and fd)\n"
     assert rollout.text(f"{list_open}    except OSError: pass\nfound") == "[0, 1, 2, 3]"
@@ -104,15 +107,28 @@ def test_nothing_of_the_environment_gets_in(rollout: PythonRollout) -> None:
 @pytest.mark.parametrize(
     ("machine", "audit", "numbers"),
     [
-        ("x86_64", 0xC000003E, {"read": 0, "socket": 41, "execve": 59, "clone": 56, "clone3": 435, "unshare": 272}),
-        ("aarch64", 0xC00000B7, {"read": 63, "socket": 198, "execve": 221, "clone": 220, "clone3": 435, "unshare": 97}),
+        (
+            "x86_64",
+            0xC000003E,
+            {"read": 0, "socket": 41, "execve": 59, "clone": 56, "clone3": 435, "unshare": 272}
+            | {"kill": 62, "tkill": 200, "tgkill": 234, "prlimit64": 302, "fcntl": 72, "ioctl": 16},
+        ),
+        (
+            "aarch64",
+            0xC00000B7,
+            {"read": 63, "socket": 198, "execve": 221, "clone": 220, "clone3": 435, "unshare": 97}
+            | {"kill": 129, "tkill": 130, "tgkill": 131, "prlimit64": 261, "fcntl": 25, "ioctl": 29},
+        ),
     ],
 )
 def test_the_filter_allows_and_denies(machine: str, audit: int, numbers: dict[str, int]) -> None:
     allow, deny, unknown, kill = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 0x80000000
 
-    def verdict(number: int, argument: int = 0, architecture: int = audit) -> int:
-        return run_filter(seccomp.build_filter(machine), struct.pack("<IIQQ", number, architecture, 0, argument))
+    def verdict(
+        number: int, argument: int = 0, second: int = 0, architecture: int = audit, own_pid: int | None = None
+    ) -> int:
+        program = seccomp.build_filter(machine, own_pid=own_pid)
+        return run_filter(program, struct.pack("<IIQQQ", number, architecture, 0, argument, second))
 
     assert verdict(numbers["read"]) == allow
     assert {verdict(numbers[name]) for name in ("socket", "execve", "unshare")} == {deny}
@@ -120,6 +136,15 @@ def test_the_filter_allows_and_denies(machine: str, audit: int, numbers: dict[st
     assert verdict(numbers["clone"], argument=0x3D0F00) == allow  # what pthread_create asks for
     assert verdict(numbers["clone3"]) == verdict(460) == verdict(0x40000000) == unknown
     assert verdict(numbers["read"], architecture=0x40000003) == kill
+    for name in ("kill", "tkill", "tgkill", "prlimit64"):
+        assert verdict(numbers[name], argument=9) == allow
+        assert {verdict(numbers[name], own_pid=70_000, argument=pid) for pid in (0, 70_000)} == {allow}
+        others = (1, 69_999, 4464, 2**32 - 1, 2**32 - 70_000)
+        assert {verdict(numbers[name], own_pid=70_000, argument=pid) for pid in others} == {deny}
+    assert {verdict(numbers["fcntl"], second=command) for command in (0, 1, 2, 1030)} == {allow}
+    assert {verdict(numbers["fcntl"], second=command) for command in (8, 15)} == {deny}
+    assert verdict(numbers["ioctl"], second=0x5401) == allow
+    assert {verdict(numbers["ioctl"], second=command) for command in (0x8901, 0x8902)} == {deny}
 
 
 def run_filter(program: bytes, data: bytes) -> int:
@@ -148,10 +173,11 @@ from sandboxed import PythonRollout
 from axpo.tools.python_exec import PythonTool
 from axpo.tools.sandbox import isolation_level
 print(isolation_level())
-try:
-    PythonRollout(PythonTool()).text('1')
-except Exception as error:
-    print(type(error).__name__, error)
+for attempt in (PythonRollout(PythonTool()).text, lambda _: PythonTool().check()):
+    try:
+        attempt('1')
+    except Exception as error:
+        print(type(error).__name__, error)
 tool = PythonTool(allow_unsafe=True)
 print(PythonRollout(tool).text('40 + 2'))
 tool.close()
@@ -162,7 +188,8 @@ def test_a_machine_that_cannot_isolate_refuses_and_says_what_to_do() -> None:
     script = WITHOUT_NAMESPACES.format(tests=str(Path(__file__).parents[1]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
-    level, error, answer = done.stdout.splitlines()
+    level, error, checked, answer = done.stdout.splitlines()
+    assert checked == error
     assert level.startswith("none (seccomp, rlimits with allow_unsafe): tool python: this machine cannot isolate")
     assert error.startswith("ConfigError tool python: this machine cannot isolate Python code (user namespace: ")
     assert "`sysctl user.max_user_namespaces=10000`" in error
@@ -184,6 +211,52 @@ def test_without_isolation_limits_and_timeouts_still_hold(tmp_path: Path) -> Non
     folder = Path(rollout.text("import os; os.getcwd()").strip("'"))
     tool.close()  # with a live interpreter
     assert not folder.exists()
+
+
+HARM = """
+import ctypes, fcntl, os, resource, signal, struct
+def attempt(name, function, *arguments):
+    try:
+        print(name, function(*arguments))
+    except OSError as error:
+        print(name, type(error).__name__)
+def overwrite(pid):
+    with open(f'/proc/{{pid}}/mem', 'r+b', buffering=0): return 'opened'
+libc = ctypes.CDLL(None, use_errno=True)
+read_end, _ = os.pipe()
+for pid in ({trainer}, os.getppid(), {keeper}):
+    attempt('kill', os.kill, pid, 0)
+    attempt('kill -', os.kill, -pid, 0)
+    attempt('prlimit', resource.prlimit, pid, resource.RLIMIT_CPU)
+    attempt('F_SETOWN', fcntl.fcntl, read_end, fcntl.F_SETOWN, pid)
+    attempt('FIOSETOWN', fcntl.ioctl, 3, 0x8901, struct.pack('i', pid))
+    print('tkill', libc.syscall(200, pid, 0), 'tgkill', libc.syscall(234, pid, pid, 0))
+attempt('kill -1', os.kill, -1, 0)
+for pid in (os.getppid(), {keeper}):
+    attempt('mem', overwrite, pid)
+attempt('own limit', resource.setrlimit, resource.RLIMIT_CORE, (1, 1))
+"""
+
+
+def test_without_isolation_the_code_harms_neither_trainer_nor_fork_server() -> None:
+    tool = PythonTool(allow_unsafe=True)
+    rollout = PythonRollout(tool)
+    rollout.call("1")
+    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
+    lines = set(rollout.outcome(HARM.format(trainer=os.getpid(), keeper=keeper)).splitlines())
+    names = ("kill", "kill -", "prlimit", "F_SETOWN", "FIOSETOWN", "kill -1", "mem")
+    assert lines - {"tkill -1 tgkill -1"} - {f"{name} PermissionError" for name in names} == {
+        "ValueError: not allowed to raise maximum limit"
+    } | {line for line in lines if line.startswith(("Traceback", "  "))}
+    assert rollout.text("os.kill(os.getpid(), 0), os.kill(0, 0), resource.prlimit(0, resource.RLIMIT_CORE)") == (
+        "(None, None, (0, 0))"
+    )
+    assert rollout.text(
+        "signal.signal(signal.SIGUSR1, lambda *_: print('mine')); signal.raise_signal(signal.SIGUSR1)"
+    ) == ("mine")
+    assert "ended its interpreter" in rollout.outcome("os.kill(os.getpid(), 9)")
+    assert tool._server._keeper._process.pid == keeper  # type: ignore[union-attr]
+    tool.close()
 
 
 # -- life and death ---------------------------------------------------------------------------------------------------
@@ -236,18 +309,60 @@ def test_a_lost_fork_server_is_our_fault_and_is_replaced(victim: str) -> None:
     tool.close()
 
 
-def test_a_stopped_fork_server_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("axpo.tools.sandbox.server.START_TIMEOUT_S", 0.2)
+def stop(server: SandboxServer) -> set[int]:
+    """Its processes, which answer no more."""
+    keeper = server._keeper._process.pid  # type: ignore[union-attr]
+    processes = {keeper} | descendants(keeper)
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    return processes
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["silent", "no room for requests"])
+def test_a_fork_server_that_hangs_is_our_fault_and_is_replaced(monkeypatch: pytest.MonkeyPatch, is_full: bool) -> None:
     server = SandboxServer(has_libraries=False)
-    server.start()
-    os.kill(server._keeper._process.pid, signal.SIGSTOP)  # type: ignore[union-attr]
-    for child in descendants(server._keeper._process.pid):  # type: ignore[union-attr]
-        os.kill(child, signal.SIGSTOP)
+    asyncio.run(server.spawn(Limits())).kill()
+    processes = stop(server)
+    with contextlib.suppress(BlockingIOError):
+        while is_full:
+            server._control.send(b"{}")  # type: ignore[union-attr]
+    monkeypatch.setattr("axpo.tools.sandbox.server.START_TIMEOUT_S", 0.2)
     with pytest.raises(ToolFault, match="no interpreter: no answer within") as caught:
-        asyncio.run(server.spawn(Limits()))
+        asyncio.run(asyncio.wait_for(server.spawn(Limits()), 20))
     assert caught.value.can_retry
-    os.kill(server._keeper._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    wait_until(lambda: not processes & parents().keys())
+    monkeypatch.undo()
+    asyncio.run(server.spawn(Limits())).kill()
     server.close()
+
+
+def test_rollouts_that_lose_variables_with_a_hung_fork_server_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever notices: those that wait for a fresh interpreter are tried again, nobody gets one unawares."""
+    tool = PythonTool()
+    old, busy, unused = (PythonRollout(tool) for _ in range(3))
+    old.call("x = 1")
+
+    async def hang() -> list[object]:
+        await busy.call_async("import time; y = 1")
+        running = asyncio.create_task(busy.call_async("time.sleep(15)"))
+        await asyncio.sleep(0)
+        stop_all = stop(tool._server)
+        os.kill(pid_of(busy), signal.SIGCONT)
+        monkeypatch.setattr("axpo.tools.sandbox.server.START_TIMEOUT_S", 0.2)
+        fresh = [PythonRollout(tool).call_async("1") for _ in range(3)]
+        faults = await asyncio.gather(running, *fresh, return_exceptions=True)
+        wait_until(lambda: not stop_all & parents().keys())
+        return list(faults)
+
+    faults = asyncio.run(hang())
+    assert [type(fault) for fault in faults] == [ToolFault] * 4
+    assert [fault.can_retry for fault in faults] == [False, True, True, True]  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert unused.text("1 + 1") == "2"
+    with pytest.raises(ToolFault, match="its fork server died") as caught:
+        old.call("x")
+    assert not caught.value.can_retry
+    tool.close()
 
 
 def test_an_interpreter_that_cannot_be_confined_is_our_fault() -> None:
@@ -261,10 +376,10 @@ def test_an_interpreter_that_cannot_be_confined_is_our_fault() -> None:
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [path for path in sys.path if "site-packages" not in path])
     monkeypatch.setattr("axpo.tools.sandbox.server.sys.executable", os.path.realpath(sys.executable))
-    server = SandboxServer()
+    tool = PythonTool()
     with pytest.raises(ConfigError, match=r"No module named '\w+'. Run `pip install numpy scipy sympy pandas`"):
-        asyncio.run(server.spawn(Limits()))
-    server.close()
+        tool.check()
+    tool.close()
 
 
 TRAINER = """

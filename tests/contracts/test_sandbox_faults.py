@@ -35,7 +35,7 @@ FORGE = """
 import os, struct
 def forge(number, status=0, text=b'', images=(), claimed=None):
     sizes = b''.join(struct.pack('<II', *size) for size in images)
-    os.write(3, struct.pack('<IBII', number, status, claimed or len(text), len(images)) + sizes + text)
+    os.write(3, struct.pack('<IBBII', number, status, 0, claimed or len(text), len(images)) + sizes + text)
 """
 
 

@@ -14,6 +14,7 @@ from axpo.errors import ConfigError, ToolError
 from axpo.images import ContentImageStore
 from axpo.protocols import ClosableTool, StatefulTool
 from axpo.tools.python_exec import NO_OUTPUT, PythonTool
+from axpo.tools.sandbox.pictures import fitting_size
 from axpo.types import FailureKind, ToolCall
 from sandboxed import PythonRollout
 
@@ -131,12 +132,28 @@ def test_long_output_keeps_both_ends_and_says_what_is_cut(rollout: PythonRollout
     assert answer.startswith("startxxx")
     assert answer.endswith("xxxend")
     assert len(answer) <= 2100
-    assert "left out ...]" in answer
+    assert "x\n[... 9998009 bytes left out ...]\nx" in answer
     many = rollout.text("for i in range(100_000): print(i)")
     assert many.startswith("0\n1\n2\n")
     assert many.endswith("99998\n99999")
     _kind, message = rollout.failure("print('x' * 100_000)\n1/0")
     assert message.endswith("ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize(
+    ("code", "is_cut"),
+    [
+        ("print('x' * 1999)", False),
+        ("print('x' * 3000)", True),
+        ("print('x' * 3000)\n1 / 0", True),
+        ("print('\\0' * 600)", True),  # within the limit until it is spelled out
+        ("from PIL import Image\nfor i in range(3): display(Image.new('L', (9, 9)))", False),
+        ("from PIL import Image\nfor i in range(4): display(Image.new('L', (9, 9)))", True),
+    ],
+)
+def test_what_is_left_out_is_told(rollout: PythonRollout, code: str, is_cut: bool) -> None:
+    rollout.outcome(code)
+    assert rollout.context.is_cut is is_cut
 
 
 def test_text_that_no_tokenizer_takes_is_spelled_out(rollout: PythonRollout) -> None:
@@ -201,6 +218,24 @@ def test_pictures_are_bounded_in_number_and_size(rollout: PythonRollout) -> None
     sizes = [(block.image.width_px, block.image.height_px) for block in content if block.image is not None]
     assert sizes == [(547, 365)] * 3
     assert "too extreme" in rollout.failure("Image.new('RGB', (3000, 2))")[1]
+
+
+def test_a_thin_picture_that_is_scaled_down_is_not_thinner(rollout: PythonRollout) -> None:
+    content = rollout.call("from PIL import Image\nImage.new('L', (16384, 82))")  # rounded down: 6321x31, above 200:1
+    assert content[1].image is not None
+    assert (content[1].image.width_px, content[1].image.height_px) == (6200, 31)
+
+
+def test_fitting_sizes_fit_whatever_the_rounding() -> None:
+    for short_px in (1, 2, 3, 31, 82, 999):
+        for ratio in (1.0, 1.3, 199.0, 199.9, 200.0):
+            for max_px in (1, 2, 199, 200, 1000, 1280 * 32 * 32):
+                long_px = int(short_px * ratio)
+                if short_px * long_px > max_px:
+                    width_px, height_px = fitting_size(long_px, short_px, max_px)
+                    assert 0 < height_px <= width_px <= 200 * height_px
+                    assert width_px * height_px <= max_px
+                    assert fitting_size(short_px, long_px, max_px) == (height_px, width_px)
 
 
 def test_pictures_of_the_dialogue_are_in_step_in_both_directions(tool: PythonTool) -> None:
@@ -285,6 +320,50 @@ def test_options_are_checked() -> None:
         PythonTool(memory_mb=63)
     with pytest.raises(ConfigError, match="max_images must be at least 1, got 0"):
         PythonTool(max_images=0)
+
+
+@pytest.mark.parametrize("option", ["memory_mb", "tmp_mb", "max_timeout_s", "max_images", "max_threads"])
+@pytest.mark.parametrize("value", ["1024", 100.5, True, None])
+def test_an_option_of_another_type_is_named(option: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{option} must be a whole number, got {value!r}. Write it without quotes"):
+        PythonTool(**{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["allow_unsafe", "prestart"])
+def test_a_switch_is_not_a_word(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option} must be true or false, got 'false'"):
+        PythonTool(**{option: "false"})  # type: ignore[arg-type]
+
+
+def test_no_timeout_outlasts_the_time_a_run_grants() -> None:
+    PythonTool(max_timeout_s=540)
+    with pytest.raises(ConfigError, match="max_timeout_s must be at most 540, got 541"):
+        PythonTool(max_timeout_s=541)
+
+
+def test_waiting_for_the_fork_server_is_not_the_rollouts(tool: PythonTool, rollout: PythonRollout) -> None:
+    rollout.call("1")
+    waited_s = rollout.context.waited_s
+    assert waited_s > 0
+    rollout.failure("import time; time.sleep(9)", timeout=1)
+    assert rollout.context.waited_s == waited_s
+
+
+@pytest.mark.parametrize("has_loop", [False, True])
+def test_a_checked_tool_is_warm(has_loop: bool) -> None:
+    tool = PythonTool()
+
+    async def check() -> None:
+        tool.check()
+
+    asyncio.run(check()) if has_loop else tool.check()
+    keeper = tool._server._keeper
+    assert keeper is not None
+    tool.check()
+    rollout = PythonRollout(tool)
+    assert rollout.text("1 + 1") == "2"
+    assert tool._server._keeper is keeper
+    tool.close()
 
 
 def test_the_least_of_everything_is_enough_to_work() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from axpo.errors import ConfigError, ToolError, ToolFault
 from axpo.protocols import ToolContext
@@ -17,6 +20,10 @@ from axpo.types import Content, FailureKind, ImageRef, JsonValue, ToolCall, Tool
 DEFAULT_TIMEOUT_S = 12
 MAX_CODE_CHARS = 200_000
 MIN_MEMORY_MB = 64
+MAX_TIMEOUT_S = 540
+"""What a run grants a tool that bounds its own time is little more."""
+_MAX_MARK_CHARS = 100
+"""What the interpreter adds to text that it has cut: not to be cut in its turn."""
 NO_OUTPUT = "(no output)"
 _RESTART = "All variables are lost; the next call starts a fresh interpreter."
 
@@ -35,7 +42,7 @@ class PythonTool:
 
     Code runs isolated (no network, no files of the machine, bounded memory, time, output; see `docs/security.md`), in
     one process per rollout that is forked from a warm parent in milliseconds. Where the machine cannot isolate, the
-    first call raises `ConfigError`, unless `allow_unsafe` is set.
+    first call raises `ConfigError`, unless `allow_unsafe` is set; `check` says so before a run begins.
 
     `memory_mb` counts on top of the preloaded libraries, `tmp_mb` is the size of the working folder. A longer timeout
     than `max_timeout_s` is cut to it; a call takes at most a second more. Pictures of more than `max_image_px` pixels
@@ -65,16 +72,24 @@ class PythonTool:
             "max_image_px": max_image_px,
             "max_threads": max_threads,
         }
-        for name, value in {**numbers, "max_timeout_s": max_timeout_s}.items():
-            least = MIN_MEMORY_MB if name == "memory_mb" else 1
-            if value < least:
-                raise ConfigError(f"tool python: {name} must be at least {least}, got {value}. Correct it.")
+        _check_options(
+            {**numbers, "max_timeout_s": max_timeout_s}, {"allow_unsafe": allow_unsafe, "prestart": prestart}
+        )
         self._limits = Limits(**numbers)
         self._max_timeout_s = max_timeout_s
         self.spec = _make_spec(self._limits, max_timeout_s)
         self._server = SandboxServer(is_isolated=not allow_unsafe)
         if prestart:
             self._server.start()
+
+    def check(self) -> None:
+        """Start the warm parent and one interpreter: some two seconds, in which a running event loop stands still.
+
+        Raises `ConfigError` when this machine cannot isolate or a library is missing, `ToolFault` when the sandbox
+        failed. The parent stays warm.
+        """
+        with ThreadPoolExecutor(1) as thread:  # the caller may have an event loop of its own
+            thread.submit(asyncio.run, self._server.spawn(self._limits)).result().kill()
 
     async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
         """What the code printed, then its pictures.
@@ -86,10 +101,12 @@ class PythonTool:
         session = context.state.setdefault(self.spec.name, _Session())
         async with session.lock:
             result = await self._execute(session, code, timeout_s, context)
+        whole = result.text.strip("\n")
+        text = cut_middle(whole, self._limits.max_output_chars + _MAX_MARK_CHARS)
+        context.is_cut = context.is_cut or result.is_cut or text != whole
         if result.status is CellStatus.TIMED_OUT:
             message = f"the code was stopped after {timeout_s:g} s. Variables are kept."
-            raise ToolError(FailureKind.TIMEOUT, f"{result.text.rstrip()}\nTimeout: {message}".lstrip())
-        text = cut_middle(result.text.strip("\n"), self._limits.max_output_chars)
+            raise ToolError(FailureKind.TIMEOUT, f"{text.rstrip()}\nTimeout: {message}".lstrip())
         if result.status is CellStatus.RAISED:
             raise ToolError(FailureKind.EXECUTION_ERROR, text)
         images = await run_in_daemon_thread(_store_images, result, context) if result.images else ()
@@ -110,7 +127,7 @@ class PythonTool:
 
     async def _execute(self, session: _Session, code: str, timeout_s: float, context: ToolContext) -> CellResult:
         if session.interpreter is None or session.interpreter.is_dead:
-            session.interpreter = await self._server.spawn(self._limits)
+            session.interpreter = await self._spawn(context)
             session.num_known_images = 0
         new_images = context.images[session.num_known_images :]
         try:
@@ -118,7 +135,7 @@ class PythonTool:
                 code, timeout_s, [context.store.encoded(ref) for ref in new_images]
             )
         except (InterpreterTimeout, InterpreterLost) as error:
-            if not self._server.is_alive:
+            if self._server.has_lost(session.interpreter):
                 has_lost_state = session.interpreter.num_cells > 0
                 raise ToolFault("tool python: its fork server died", can_retry=not has_lost_state) from error
             if isinstance(error, InterpreterTimeout):
@@ -128,6 +145,13 @@ class PythonTool:
             raise ToolError(FailureKind.EXECUTION_ERROR, f"{message} {_RESTART}") from error
         session.num_known_images += len(new_images)
         return result
+
+    async def _spawn(self, context: ToolContext) -> Interpreter:
+        started_s = time.monotonic()
+        try:
+            return await self._server.spawn(self._limits)
+        finally:
+            context.waited_s += time.monotonic() - started_s  # seconds where the fork server has to start
 
     def _read_arguments(self, arguments: Mapping[str, JsonValue]) -> tuple[str, float]:
         known = self.spec.parameters["properties"]
@@ -142,6 +166,21 @@ class PythonTool:
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
             raise _bad_arguments(f"timeout must be a number of seconds from 1 to {self._max_timeout_s}.")
         return code, float(min(timeout, self._max_timeout_s))
+
+
+def _check_options(numbers: Mapping[str, Any], switches: Mapping[str, Any]) -> None:
+    for name, value in numbers.items():
+        least = MIN_MEMORY_MB if name == "memory_mb" else 1
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"tool python: {name} must be a whole number, got {value!r}. Write it without quotes.")
+        if value < least:
+            raise ConfigError(f"tool python: {name} must be at least {least}, got {value}. Correct it.")
+    if numbers["max_timeout_s"] > MAX_TIMEOUT_S:
+        got = numbers["max_timeout_s"]
+        raise ConfigError(f"tool python: max_timeout_s must be at most {MAX_TIMEOUT_S}, got {got}. Lower it.")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"tool python: {name} must be true or false, got {value!r}. Write it without quotes.")
 
 
 def _store_images(result: CellResult, context: ToolContext) -> tuple[ImageRef, ...]:

@@ -39,8 +39,8 @@ class CellRunner:
         self._num_cells = 0
         self._is_armed = False
 
-    def run(self, code: str, timeout_s: float) -> tuple[CellStatus, str]:
-        """How it ended and what it printed, errors included."""
+    def run(self, code: str, timeout_s: float) -> tuple[CellStatus, str, bool]:
+        """How it ended, what it printed (errors included), and whether a part of that or pictures were left out."""
         output = BoundedBytes(self._max_output_bytes)
         self._prepare(output)
         try:
@@ -57,7 +57,8 @@ class CellRunner:
         self._gallery.close_figures()
         if self._gallery.num_left_out:
             output.write(f"\n[{self._gallery.num_left_out} more images left out]".encode())
-        return status, output.text()
+        text = output.text()
+        return status, text, output.is_cut or self._gallery.num_left_out > 0
 
     def _prepare(self, output: BoundedBytes) -> None:
         self._module.__dict__.update(_images=list(self._gallery.paths), _pil_images=list(self._gallery.images))
@@ -187,6 +188,11 @@ class BoundedBytes(io.RawIOBase):
         if len(self._tail) > 2 * self._max_tail:  # not at every write: a program may print byte by byte
             self._cut_tail()
         return len(view)
+
+    @property
+    def is_cut(self) -> bool:
+        """True once `text` has left something out."""
+        return self._num_cut > 0
 
     def text(self) -> str:
         """What was kept, the cut marked."""

@@ -53,11 +53,11 @@ def _settle(folder: str) -> None:
 def _answer(runner: CellRunner, gallery: Gallery, request: Request) -> bytes:
     for data, suffix in request.images:
         gallery.add_to_dialogue(data, suffix)
-    status, text = runner.run(request.code, request.timeout_s)
+    status, text, is_cut = runner.run(request.code, request.timeout_s)
     text_bytes = text.encode("utf-8", "backslashreplace")
     shown = gallery.take_shown()
     heads = [REPLY_IMAGE.pack(width_px, height_px) for width_px, height_px, _ in shown]
-    head = REPLY.pack(request.number, status, len(text_bytes), len(shown))
+    head = REPLY.pack(request.number, status, is_cut, len(text_bytes), len(shown))
     return b"".join([head, *heads, text_bytes, *(pixels for _, _, pixels in shown)])
 
 

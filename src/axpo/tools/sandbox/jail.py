@@ -45,6 +45,8 @@ _MB = 2**20
 _MAX_OPEN_FILES = 256
 _STACK_BYTES = 8 * _MB
 _MAX_FILES = 4096
+_NICENESS = 10
+"""The trainer goes first."""
 
 
 class IsolationError(Exception):
@@ -207,6 +209,8 @@ def keep_open(channel_fd: int, proc_fd: int) -> None:
 def confine(limits: Limits, *, is_isolated: bool) -> None:
     """Take everything off that the code must not have."""
     os.setsid()  # kill(0, ...) reaches a process group across pid namespaces
+    os.nice(_NICENESS)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # or its files in /proc belong to root
     with contextlib.suppress(OSError):
         _write("self/oom_score_adj", "1000", dir_fd=_PROC_FD)
     if is_isolated:
@@ -218,11 +222,11 @@ def confine(limits: Limits, *, is_isolated: bool) -> None:
     _limit_resources(limits, address_space_pages=pages[0], data_pages=pages[5])
     if is_isolated:
         _limit_resource(resource.RLIMIT_NPROC, limits.max_threads)  # counts in its own user namespace only
-        kernel.drop_capabilities()
+    kernel.drop_capabilities()
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     if is_isolated or seccomp.is_supported():
-        seccomp.install_filter()
+        seccomp.install_filter(sees_others=not is_isolated)
 
 
 def _enter_own_namespaces(limits: Limits) -> None:

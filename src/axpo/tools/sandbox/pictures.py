@@ -110,9 +110,8 @@ class Gallery:
         width_px, height_px = image.size
         if min(width_px, height_px) * MAX_ASPECT_RATIO < max(width_px, height_px) or width_px * height_px == 0:
             raise ValueError(f"an image of {width_px}x{height_px} px cannot be shown: its shape is too extreme")
-        scale = math.sqrt(self._limits.max_image_px / (width_px * height_px))
-        if scale < 1:  # before the conversion, which would copy all of it
-            size = (max(1, math.floor(width_px * scale)), max(1, math.floor(height_px * scale)))
+        if width_px * height_px > self._limits.max_image_px:  # before the conversion, which would copy all of it
+            size = fitting_size(width_px, height_px, self._limits.max_image_px)
             image = (image.convert("RGB") if image.mode in ("P", "1") else image).resize(size)
         return image.convert("RGB")
 
@@ -132,6 +131,15 @@ class Gallery:
         self.show(value)
         if _is_figure(value) and "matplotlib.pyplot" in sys.modules:
             sys.modules["matplotlib.pyplot"].close(value)
+
+
+def fitting_size(width_px: int, height_px: int, max_px: int) -> tuple[int, int]:
+    """The size in the same proportions, as good as whole pixels allow, of at most `max_px` pixels and not too thin."""
+    scale = math.sqrt(max_px / (width_px * height_px))
+    short_px = max(1, math.floor(min(width_px, height_px) * scale))
+    long_px = math.floor(max(width_px, height_px) * scale)
+    long_px = max(1, min(long_px, MAX_ASPECT_RATIO * short_px, max_px // short_px))
+    return (short_px, long_px) if width_px < height_px else (long_px, short_px)
 
 
 def _is_figure(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 Everything else fails with EPERM, which Python raises as `PermissionError`; system calls that are newer than this list
 fail with ENOSYS, so that the C library falls back to older ones. Creating processes, programs, sockets, namespaces,
-mounts, keys, tracing and io_uring are simply not on the list.
+mounts, keys, tracing and io_uring are simply not on the list. Nor may a file be told to send signals to a process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Sequence
 
 from axpo.tools.sandbox import kernel
 
@@ -54,11 +55,15 @@ capget:125:90
 _ARCHITECTURES = {"x86_64": (0xC000003E, 1, 56), "aarch64": (0xC00000B7, 2, 220)}
 """Audit constant, column in `_ALLOWED`, number of clone."""
 _CLONE3 = 435
+_NAMES_A_PROCESS = ("kill", "tkill", "tgkill", "prlimit64")
+"""Their first argument is a process; 0 is the caller, its group (it is alone there) or nobody."""
+_SIGNAL_OWNER = {"fcntl": (8, 15), "ioctl": (0x8901, 0x8902)}
+"""F_SETOWN, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP: make the kernel send signals to any process of the same user."""
 _LAST_KNOWN = 450
 _CLONE_THREAD = 0x00010000
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
-_OFFSET_NUMBER, _OFFSET_ARCHITECTURE, _OFFSET_FIRST_ARGUMENT = 0, 4, 16
+_OFFSET_NUMBER, _OFFSET_ARCHITECTURE, _OFFSET_FIRST_ARGUMENT, _OFFSET_SECOND_ARGUMENT = 0, 4, 16, 24
 _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _SECCOMP_MODE_FILTER = 2
 
@@ -67,9 +72,12 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def install_filter() -> None:
-    """Confine this process, its threads to come included, for good. Needs no_new_privs."""
-    instructions = build_filter(os.uname().machine)
+def install_filter(*, sees_others: bool) -> None:
+    """Confine this process, its threads to come included, for good. Needs no_new_privs.
+
+    `sees_others`: it is not alone in its pid namespace, and has to leave other processes in peace.
+    """
+    instructions = build_filter(os.uname().machine, own_pid=os.getpid() if sees_others else None)
     program = _Program(len(instructions) // 8, instructions)
     kernel.prctl(kernel.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program)
 
@@ -85,11 +93,15 @@ def is_supported() -> bool:
     return False
 
 
-def build_filter(machine: str) -> bytes:
-    """The program; its numbers are those of one architecture, and any other entry (32 bit, x32) is refused."""
+def build_filter(machine: str, *, own_pid: int | None = None) -> bytes:
+    """The program; its numbers are those of one architecture, and any other entry (32 bit, x32) is refused.
+
+    `own_pid`: signals and limits may concern that process only; None: any that it sees.
+    """
     audit, column, clone = _ARCHITECTURES[machine]
     rows = [entry.split(":") for entry in _ALLOWED.split()]
-    allowed = [int(row[column]) for row in rows if row[column] != "-"]
+    allowed = {row[0]: int(row[column]) for row in rows if row[column] != "-"}
+    refused = _ERRNO | errno.EPERM
     steps = [
         (_LOAD, 0, 0, _OFFSET_ARCHITECTURE),
         (_JUMP_EQUAL, 1, 0, audit),
@@ -100,13 +112,29 @@ def build_filter(machine: str) -> bytes:
         (_JUMP_EQUAL, 0, 1, _CLONE3),  # its flags lie in memory, where no filter can look
         (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
     ]
-    for number in allowed:
+    for name, commands in _SIGNAL_OWNER.items():
+        steps += _judge_argument(allowed[name], _OFFSET_SECOND_ARGUMENT, commands, refused, otherwise=_ALLOW)
+    if own_pid is not None:
+        for name in _NAMES_A_PROCESS:
+            steps += _judge_argument(allowed[name], _OFFSET_FIRST_ARGUMENT, (0, own_pid), _ALLOW, otherwise=refused)
+    for number in allowed.values():
         steps += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     steps += [
         (_JUMP_EQUAL, 0, 3, clone),
         (_LOAD, 0, 0, _OFFSET_FIRST_ARGUMENT),
         (_JUMP_SET, 0, 1, _CLONE_THREAD),  # a thread, not a process
         (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+        (_RETURN, 0, 0, refused),
     ]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
+
+
+def _judge_argument(
+    number: int, offset: int, values: Sequence[int], verdict: int, *, otherwise: int
+) -> list[tuple[int, int, int, int]]:
+    """`verdict` where the argument, of which the kernel reads 32 bits, is among the values."""
+    body = [(_LOAD, 0, 0, offset)]
+    for value in values:
+        body += [(_JUMP_EQUAL, 0, 1, value), (_RETURN, 0, 0, verdict)]
+    body.append((_RETURN, 0, 0, otherwise))
+    return [(_JUMP_EQUAL, 0, len(body), number), *body]

@@ -78,10 +78,12 @@ class CellResult:
     text: str
     images: list[tuple[int, int, bytes]]
     """Width and height in pixels, RGB bytes row by row."""
+    is_cut: bool
+    """Output or pictures beyond the limits were left out."""
 
 
 class SandboxServer:
-    """One fork server, started at the first `spawn` (or `start`), restarted when it has died.
+    """One fork server, started at the first `spawn` (or `start`), replaced when it has died or does not answer.
 
     Use it from one event loop at a time. With `is_isolated=False` the interpreters are separate processes with limits
     on memory, files and system calls, but see the machine's files.
@@ -110,30 +112,36 @@ class SandboxServer:
     async def spawn(self, limits: Limits) -> Interpreter:
         """A fresh interpreter, ready for its first cell.
 
-        Raises `ConfigError` when this machine cannot isolate or a library is missing, `ToolFault` when the fork server
-        failed.
+        Takes at most `START_TIMEOUT_S`. Raises `ConfigError` when this machine cannot isolate or a library is missing,
+        `ToolFault` when the fork server failed; the next `spawn` starts another one where that may help.
         """
+        control = self._open_control()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            with theirs:
-                await self._send_request(limits, theirs)
             async with asyncio.timeout(START_TIMEOUT_S):
+                with theirs:
+                    await _send_request(control, limits, theirs)
                 pidfd = await _receive_pidfd(ours)
         except BaseException as error:
             ours.close()
             if not isinstance(error, (TimeoutError, InterpreterLost, OSError)):
                 raise
+            if isinstance(error, TimeoutError) and control is self._control:
+                self._abandon()
             reason = str(error) or f"no answer within {START_TIMEOUT_S:g} s"
             raise self._explain(reason) from error
         interpreter = Interpreter(ours, pidfd, limits)
-        self._interpreters.add(interpreter)
+        if control is self._control:  # or its fork server has been abandoned meanwhile
+            self._interpreters.add(interpreter)
         return interpreter
 
-    @property
-    def is_alive(self) -> bool:
-        """False once the fork server has died: it closes its socket before the kernel kills its interpreters."""
-        return self._control is not None and self._read_report() is None
+    def has_lost(self, interpreter: Interpreter) -> bool:
+        """True when the fork server of an interpreter has ended, and the interpreter with it.
+
+        In time: the fork server closes its socket before the kernel kills its interpreters.
+        """
+        return interpreter not in self._interpreters or not self._is_alive
 
     def close(self) -> None:
         """End the fork server and every interpreter; returns when they are gone."""
@@ -143,6 +151,22 @@ class SandboxServer:
             self._control.close()
         if self._keeper is not None:
             self._keeper.end()
+        self._interpreters.clear()
+        self._control = self._keeper = None
+
+    @property
+    def _is_alive(self) -> bool:
+        return self._control is not None and self._read_report() is None
+
+    def _abandon(self) -> None:
+        """Kill a fork server that hangs, or forget a dead one. The kernel ends its interpreters; calls that wait for
+        them find the end of their channel.
+        """
+        if self._control is not None:
+            self._control.close()
+        if self._keeper is not None:
+            self._keeper.kill()
+        self._interpreters.clear()
         self._control = self._keeper = None
 
     def _command(self, control_fd: int) -> list[str]:
@@ -153,21 +177,16 @@ class SandboxServer:
         flags = [str(int(flag)) for flag in (self._is_isolated, self._has_libraries)]
         return [sys.executable, "-s", "-P", "-B", "-c", boot, str(control_fd), *flags, *packages]
 
-    async def _send_request(self, limits: Limits, channel: socket.socket) -> None:
-        """Requests wait in the socket while the fork server is starting."""
-        if self._control is not None and not self.is_alive:
+    def _open_control(self) -> socket.socket:
+        """The control socket of a fork server that lives."""
+        if self._control is not None and not self._is_alive:
             fault = self._explain("")
             if isinstance(fault, ConfigError):
                 raise fault
-            self.close()
+            self._abandon()
         self.start()
-        while self._control is not None:
-            try:
-                socket.send_fds(self._control, [limits.to_bytes()], [channel.fileno()])
-                return
-            except BlockingIOError:
-                await asyncio.sleep(0.01)
-        raise ToolFault("tool python: its sandbox was closed", can_retry=False)
+        assert self._control is not None
+        return self._control
 
     def _read_report(self) -> dict[str, str] | None:
         """What the fork server says of itself; it only does when it ends. None: it lives."""
@@ -238,11 +257,16 @@ class _Keeper:
         self._thread.join(_CLOSE_TIMEOUT_S)
         return b"".join(self._last_lines).decode("utf-8", "replace")
 
+    def kill(self) -> None:
+        """End the process now; its thread reaps it."""
+        if self._process is not None:
+            self._process.kill()
+
     def end(self) -> None:
         """Wait for the process, whose control socket is closed; kill it when it takes too long."""
         self._thread.join(_CLOSE_TIMEOUT_S)
-        if self._thread.is_alive() and self._process is not None:
-            self._process.kill()
+        if self._thread.is_alive():
+            self.kill()
             self._thread.join(_CLOSE_TIMEOUT_S)
 
 
@@ -307,7 +331,7 @@ class Interpreter:
 
     async def _read_reply(self, number: int) -> CellResult:
         """Every length is checked before anything of that length is allocated."""
-        got_number, status, text_size, num_images = REPLY.unpack(await _read_exactly(self._channel, REPLY.size))
+        got_number, status, is_cut, text_size, num_images = REPLY.unpack(await _read_exactly(self._channel, REPLY.size))
         max_text_bytes = (self._limits.max_output_chars + _SLACK_CHARS) * MAX_BYTES_PER_CHAR
         if got_number != number or status > max(CellStatus) or text_size > max_text_bytes:
             raise InterpreterLost("it sent a broken reply")
@@ -319,7 +343,7 @@ class Interpreter:
                 raise InterpreterLost(f"it sent an image of {width_px}x{height_px} px")
         text = printable(await _read_exactly(self._channel, text_size))
         images = [(w, h, await _read_exactly(self._channel, 3 * w * h)) for w, h in sizes]
-        return CellResult(CellStatus(status), text, images)
+        return CellResult(CellStatus(status), text, images, is_cut=is_cut)
 
     def _is_acceptable(self, width_px: int, height_px: int) -> bool:
         short_px, long_px = sorted((width_px, height_px))
@@ -335,6 +359,17 @@ def printable(data: bytes) -> str:
 
 
 _CONTROL_CHARACTERS = {number: f"\\x{number:02x}" for number in [*range(32), *range(127, 160)] if number not in (9, 10)}
+
+
+async def _send_request(control: socket.socket, limits: Limits, channel: socket.socket) -> None:
+    """Requests wait in the socket while the fork server is starting; some hundreds fit."""
+    while control.fileno() >= 0:
+        try:
+            socket.send_fds(control, [limits.to_bytes()], [channel.fileno()])
+            return
+        except BlockingIOError:
+            await asyncio.sleep(0.01)
+    raise InterpreterLost("the fork server ended")
 
 
 async def _receive_pidfd(channel: socket.socket) -> int:

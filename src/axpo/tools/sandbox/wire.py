@@ -16,8 +16,8 @@ REQUEST = Struct("<IdII")
 """Number of the call, timeout in seconds, bytes of code, pictures."""
 REQUEST_IMAGE = Struct("<I8s")
 """Bytes of the encoded picture, its suffix."""
-REPLY = Struct("<IBII")
-"""Number of the call, `CellStatus`, bytes of text, pictures."""
+REPLY = Struct("<IB?II")
+"""Number of the call, `CellStatus`, whether something was left out, bytes of text, pictures."""
 REPLY_IMAGE = Struct("<II")
 """Width and height in pixels."""
 

@@ -60,6 +60,8 @@ def main(arguments: list[str]) -> None:
         if is_isolated:
             jail.enter_namespaces()
             jail.die_with_parent()
+        else:
+            kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # code that runs as the same user must not write into its memory
         inner = os.fork()
         if inner == 0:
             _Zygote(control, is_isolated=is_isolated).serve(arguments[3:], has_libraries=has_libraries)
