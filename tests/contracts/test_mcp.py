@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -598,9 +599,59 @@ def test_a_server_over_http_that_hangs_is_a_fault_until_it_goes_on(
             call(tool, "hello")
         birds.process.send_signal(signal.SIGCONT)
         assert text(tool, "hello") == "hello"
-        birds.process.send_signal(signal.SIGSTOP)
     finally:
-        tool.close()  # ends although the server does not answer
+        tool.close()
+
+
+class NeverLetsGo(BaseHTTPRequestHandler):
+    """Speaks MCP of 2025 with sessions; a request to end one is never answered."""
+
+    was_asked_to_end = threading.Event()
+    let_go = threading.Event()
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        answers = {
+            "initialize": {
+                "result": {
+                    "protocolVersion": "2025-06-18",
+                    "capabilities": {"tools": {}},
+                    "serverInfo": {"name": "clingy", "version": "1"},
+                }
+            },
+            "tools/list": {"result": {"tools": [{"name": "act", "inputSchema": {"type": "object"}}]}},
+        }
+        unknown = {"error": {"code": -32601, "message": "no such method"}}
+        answer = {"jsonrpc": "2.0", "id": request.get("id"), **answers.get(request["method"], unknown)}
+        body = json.dumps(answer).encode() if "id" in request else b""
+        self.send_response(200 if body else 202)
+        for header, value in {
+            "Content-Type": "application/json",
+            "Mcp-Session-Id": "s",
+            "Content-Length": str(len(body)),
+        }.items():
+            self.send_header(header, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_DELETE(self) -> None:
+        self.was_asked_to_end.set()
+        self.let_go.wait()
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+def test_close_ends_a_session_that_does_not_want_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("axpo.tools.mcp.connection.CLOSE_TIMEOUT_S", 1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), NeverLetsGo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            (tool,) = mcp_tools(url=f"http://127.0.0.1:{server.server_port}/mcp")
+            tool.close()
+            assert NeverLetsGo.was_asked_to_end.is_set()
+        finally:
+            NeverLetsGo.let_go.set()
+            server.shutdown()
 
 
 class Hostile(threading.Thread):
