@@ -497,7 +497,7 @@ def test_a_server_that_cannot_be_used_is_a_config_error(options: dict[str, Any],
         ),
         (
             [{"name": "a", "inputSchema": {"type": "object", "properties": {"b": {"$ref": "http://h/s"}}}}],
-            r"the argument schema of a refers to another document",
+            r"the argument schema of a refers to 'http://h/s', which is not in it\. Choose other tools",
         ),
         ("x", r"tools"),
     ],

@@ -21,6 +21,7 @@ from axpo.threads import run_in_daemon_thread
 from axpo.tools.mcp.connection import Connection, LostError
 from axpo.tools.mcp.content import read_result
 from axpo.tools.mcp.options import McpOptions
+from axpo.tools.mcp.schema import schema_problem
 from axpo.types import Content, FailureKind, JsonValue, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
@@ -328,27 +329,10 @@ def _make_spec(options: McpOptions, tool: Any) -> ToolSpec:
             "Choose the others by tools = [...].",
         )
     schema = cast("dict[str, JsonValue]", tool.input_schema)
-    problem = _schema_problem(schema)
+    problem = schema_problem(schema)
     if problem:
         raise options.error(f"the argument schema of {name} {problem}", "Choose other tools by tools = [...].")
     return ToolSpec(name=name, description=tool.description or tool.title or name, parameters=schema)
-
-
-def _schema_problem(schema: dict[str, JsonValue]) -> str:
-    from jsonschema import SchemaError
-    from jsonschema.validators import validator_for
-
-    if schema.get("type") != "object":
-        return f"is of type {schema.get('type')!r}, not 'object'"
-    with contextlib.suppress(ValueError):
-        text = json.dumps(schema)
-        if re.search(r'"\$ref": "(?!#)', text):
-            return "refers to another document"
-    try:
-        validator_for(schema).check_schema(schema)
-    except SchemaError as error:
-        return f"is no JSON schema: {error.message[:200]}"
-    return ""
 
 
 def _check_sendable(name: str, arguments: Mapping[str, JsonValue]) -> None:
