@@ -46,10 +46,10 @@ def test_a_schema_that_calls_can_be_checked_against(schema: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("schema", "problem"),
     [
-        (has(to("b")), "refers to '/$defs/b', which is not in it"),
+        (has(to("b")), "refers to '#/$defs/b', which is not in it"),
         (has({"$ref": "http://h/s"}), "refers to 'http://h/s', which is not in it"),
-        (has({"$ref": "#b"}), "refers to 'b', which is not in it"),
-        (has({"anyOf": [{"items": to("b")}]}), "refers to '/$defs/b', which is not in it"),
+        (has({"$ref": "#b"}), "refers to '#b', which is not in it"),
+        (has({"anyOf": [{"items": to("b")}]}), "refers to '#/$defs/b', which is not in it"),
         (has("x"), "is no JSON schema: 'x' is not of type"),
         (has(to("b"), b=to("b")), "refers to itself without end"),
         (has(to("b"), b=to("c"), c={"anyOf": [{"not": to("b")}]}), "refers to itself without end"),

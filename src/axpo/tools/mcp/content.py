@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from axpo.errors import ToolError
 from axpo.protocols import ToolContext
-from axpo.tools.function import cut_middle
+from axpo.tools.function import MAX_ASPECT_RATIO, MAX_IMAGE_PX, cut_middle
 from axpo.types import Content, FailureKind
 
 if TYPE_CHECKING:
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 MAX_ERROR_CHARS = 4000
 MAX_IMAGES = 16
-"""Of one result. Further ones are not even decoded: a message of a few megabytes can hold hundreds of gigabytes."""
-MAX_IMAGE_PX = 2**26
-"""Of all pictures of one result together."""
-MAX_ASPECT_RATIO = 200
-"""Thinner pictures are left out: Qwen's image preprocessing takes nothing beyond it."""
+"""Of one result. Further ones are not even decoded: a message of a few megabytes can hold hundreds of gigabytes,
+nor are they beyond `MAX_IMAGE_PX` pixels in all."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 NO_OUTPUT = "(no output)"
 

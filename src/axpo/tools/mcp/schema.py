@@ -17,7 +17,6 @@ def schema_problem(schema: Mapping[str, JsonValue]) -> str:
     """What is wrong with an argument schema, or nothing. A schema may refer to its own parts, and to nothing else."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
-    from referencing.exceptions import Unresolvable
 
     if schema.get("type") != "object":
         return f"is of type {schema.get('type')!r}, not 'object'"
@@ -26,18 +25,14 @@ def schema_problem(schema: Mapping[str, JsonValue]) -> str:
         return _reference_problem(schema)
     except SchemaError as error:
         return f"is no JSON schema: {error.message[:200]}"
-    except Unresolvable as error:
-        return f"refers to {error.ref[:200]!r}, which is not in it"
     except Exception as error:  # a hostile one breaks the validator itself
         return f"is no JSON schema: {type(error).__name__}: {str(error)[:200]}"
 
 
 def _reference_problem(schema: Mapping[str, JsonValue]) -> str:
-    """Raises `Unresolvable` for a reference to nowhere.
-
-    A tree may refer to itself for its children; a schema that leads back to itself for the same value has no end.
-    """
+    """A tree may refer to itself for its children; a schema that leads back to itself for the same value has no end."""
     from referencing import Registry, Resource
+    from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012, specification_with
 
     kind = specification_with(str(schema.get("$schema", "")), default=DRAFT202012)
@@ -51,7 +46,12 @@ def _reference_problem(schema: Mapping[str, JsonValue]) -> str:
         contents = cast("Mapping[str, Any]", part)
         resource = Resource(cast("Any", contents), kind)
         resolver = resolver.in_subresource(resource)
-        targets = [resolver.lookup(contents[key]) for key in _REFERENCES if key in contents]
+        targets: list[Any] = []
+        for reference in (contents[key] for key in _REFERENCES if key in contents):
+            try:
+                targets.append(resolver.lookup(reference))
+            except Unresolvable:
+                return f"refers to {reference[:200]!r}, which is not in it"
         waiting += [(target.contents, target.resolver) for target in targets]
         waiting += [(inner.contents, resolver) for inner in resource.subresources()]
         for_same_value[id(part)] = [id(target.contents) for target in targets] + [
