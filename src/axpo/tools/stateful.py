@@ -27,8 +27,8 @@ class StatefulFunctionTool:
 
     Made by `from_class`. The instance is made at the rollout's first call, shared by all tools of the class, and
     closed at the rollout's end by its `close()`, plain or async, if it has one. What its constructor raises is a fault
-    of ours; for what its methods raise the rules of `axpo.tools.function.FunctionTool` hold, but a `ToolFault` of theirs
-    never has the call tried again: only a new rollout has a fresh instance.
+    of ours; for what its methods raise the rules of `axpo.tools.function.FunctionTool` hold, but after a `ToolFault` of
+    theirs the call is not tried again: only a new rollout has a fresh instance.
     """
 
     def __init__(self, template: FunctionTool, *, method: str, make: Callable[[], Any], key: str) -> None:
