@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +259,7 @@ def test_arguments_that_take_the_server_down_again_and_again_are_the_models_faul
             call(tool, "die")
     pid = text(tool, "pid")
     for _ in range(2):
-        with pytest.raises(ToolError, match=r"act: these arguments make it crash\. Use others\.") as caught:
+        with pytest.raises(ToolError, match=r"act: these arguments make it crash or hang\. Use others\.") as caught:
             call(tool, "die")
         assert caught.value.kind == FailureKind.EXECUTION_ERROR
     assert text(tool, "pid") == pid  # it died on a server of its own
@@ -276,15 +277,79 @@ def test_a_call_given_up_leaves_the_session_usable(start: Start) -> None:
     assert text(tool, "pid") == pid
 
 
-def test_a_server_that_no_longer_answers_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("axpo.tools.mcp.connection.PROBE_TIMEOUT_S", 0.2)
-    tool = start(call_timeout_s=0.3)
+def test_a_call_that_takes_too_long_is_the_models_while_the_server_answers_others(start: Start) -> None:
+    tool = start(call_timeout_s=1)
     pid = text(tool, "pid")
-    with pytest.raises(ToolError, match=r"act: no result within 0\.3 s") as caught:
-        call(tool, "wedge")
+    with pytest.raises(ToolError, match=r"act: no result within 1 s") as caught:
+        call(tool, "hang")
     assert caught.value.kind == FailureKind.TIMEOUT
+    assert text(tool, "pid") == pid
+
+
+def test_calls_without_an_answer_of_a_server_that_hangs_are_no_fault_of_the_model(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.tools.mcp.connection.PROBE_TIMEOUT_S", 0.2)
+    tool = start(call_timeout_s=1)
+    pid = int(text(tool, "pid") or "")
+
+    async def together() -> list[Any]:
+        os.kill(pid, signal.SIGSTOP)
+        return await asyncio.gather(*(acall(tool, how) for how in ("text", "pid", "cwd")), return_exceptions=True)
+
+    outcomes = asyncio.run(together())
+    assert {type(each) for each in outcomes} == {ToolFault}
+    assert "was lost during a call of act: it no longer answered after a call was given up" in str(outcomes[0])
     assert eventually(lambda: not Path(f"/proc/{pid}").exists())
     assert text(tool, "text") == "x"
+
+
+def test_a_call_that_makes_the_server_hang_again_and_again_is_the_models(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.tools.mcp.connection.PROBE_TIMEOUT_S", 0.2)
+    tool = start(call_timeout_s=1)
+    assert text(tool, "text") == "x"
+    for _ in range(2):
+        with pytest.raises(ToolFault, match="it no longer answered"):
+            call(tool, "wedge")
+    for _ in range(2):  # the second time it is known
+        with pytest.raises(ToolError, match=r"act: these arguments make it crash or hang\. Use others\."):
+            call(tool, "wedge")
+        monkeypatch.setattr("axpo.tools.mcp.server.Connection", None)
+
+
+def test_waiting_for_a_restart_is_not_the_rollouts_time(start: Start) -> None:
+    tool, where = start(), context()
+    assert call(tool, "text", where)[0].text == "x"
+    assert where.waited_s < 0.01
+    with pytest.raises(ToolFault):
+        call(tool, "die")
+    assert call(tool, "text", where)[0].text == "x"
+    assert where.waited_s > 0.01  # a process was started
+
+
+def test_a_server_of_its_own_is_waited_for_in_bounds_and_at_our_cost(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.tools.mcp.server.MAX_LONE_SERVERS", 1)
+    monkeypatch.setattr("axpo.tools.mcp.server.LONE_WAIT_S", 0.01)
+    tool = start(call_timeout_s=2)
+    assert text(tool, "text") == "x"
+    places = [context(), context()]
+
+    async def together(*further: str) -> list[Any]:
+        slow = [ToolCall(id="c", name="act", arguments={"how": "hang", "n": n}) for n in range(2)]
+        runs = [tool.run(each, place) for each, place in zip(slow, places, strict=True)]
+        return await asyncio.gather(*runs, *(acall(tool, how) for how in further), return_exceptions=True)
+
+    for _ in range(2):
+        assert {type(each) for each in asyncio.run(together("die"))} == {ToolFault}
+    before_s = [place.waited_s for place in places]
+    tried, untried = asyncio.run(together())
+    assert isinstance(tried, ToolError) and tried.kind == FailureKind.TIMEOUT
+    assert isinstance(untried, ToolFault) and "wait for a server of their own" in str(untried)
+    assert all(place.waited_s > before for place, before in zip(places, before_s, strict=True))
 
 
 def test_a_server_that_comes_back_with_other_tools_is_a_fault(start: Start, tmp_path: Path) -> None:
@@ -408,6 +473,7 @@ def test_close_ends_a_server_that_does_not_want_to_leave(start: Start, monkeypat
         ({"command": RAW, "call_timeout_s": "60"}, r"call_timeout_s is '60'\. It is a number above 0"),
         ({"url": "http://127.0.0.1:1/mcp", "headers_env": {"A": "AXPO_UNSET"}}, r"variable AXPO_UNSET is not set"),
         ({"command": RAW, "call_timeout_s": 0}, r"call_timeout_s is 0\. It is a number above 0"),
+        ({"command": RAW, "call_timeout_s": 900.0}, r"call_timeout_s is 900\.0\. It is a number above 0, at most 300"),
         ({"url": "http://127.0.0.1:1/mcp"}, r"'http://127\.0\.0\.1:1/mcp' cannot be used: .*ConnectError"),
     ],
 )
@@ -431,7 +497,7 @@ def test_a_server_that_cannot_be_used_is_a_config_error(options: dict[str, Any],
         ),
         (
             [{"name": "a", "inputSchema": {"type": "object", "properties": {"b": {"$ref": "http://h/s"}}}}],
-            r"the argument schema of a refers to another document",
+            r"the argument schema of a refers to 'http://h/s', which is not in it\. Choose other tools",
         ),
         ("x", r"tools"),
     ],
@@ -517,6 +583,75 @@ def test_a_server_over_http_that_dies_is_a_fault_until_it_is_back(birds: Birds) 
         assert eventually(is_back)
     finally:
         tool.close()
+
+
+def test_a_server_over_http_that_hangs_is_a_fault_until_it_goes_on(
+    birds: Birds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.tools.mcp.connection.PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("axpo.tools.mcp.connection.CLOSE_TIMEOUT_S", 0.1)
+    (tool,) = mcp_tools(url=birds.url, call_timeout_s=2, start_timeout_s=10)
+    try:
+        with pytest.raises(ToolError, match="no result within 2 s"):
+            call(tool, "hang")
+        birds.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ToolFault, match="it no longer answered"):
+            call(tool, "hello")
+        birds.process.send_signal(signal.SIGCONT)
+        assert text(tool, "hello") == "hello"
+    finally:
+        tool.close()
+
+
+class NeverLetsGo(BaseHTTPRequestHandler):
+    """Speaks MCP of 2025 with sessions; a request to end one is never answered."""
+
+    was_asked_to_end = threading.Event()
+    let_go = threading.Event()
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        answers = {
+            "initialize": {
+                "result": {
+                    "protocolVersion": "2025-06-18",
+                    "capabilities": {"tools": {}},
+                    "serverInfo": {"name": "clingy", "version": "1"},
+                }
+            },
+            "tools/list": {"result": {"tools": [{"name": "act", "inputSchema": {"type": "object"}}]}},
+        }
+        unknown = {"error": {"code": -32601, "message": "no such method"}}
+        answer = {"jsonrpc": "2.0", "id": request.get("id"), **answers.get(request["method"], unknown)}
+        body = json.dumps(answer).encode() if "id" in request else b""
+        self.send_response(200 if body else 202)
+        for header, value in {
+            "Content-Type": "application/json",
+            "Mcp-Session-Id": "s",
+            "Content-Length": str(len(body)),
+        }.items():
+            self.send_header(header, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_DELETE(self) -> None:
+        self.was_asked_to_end.set()
+        self.let_go.wait()
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+def test_close_ends_a_session_that_does_not_want_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("axpo.tools.mcp.connection.CLOSE_TIMEOUT_S", 1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), NeverLetsGo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            (tool,) = mcp_tools(url=f"http://127.0.0.1:{server.server_port}/mcp")
+            tool.close()
+            assert NeverLetsGo.was_asked_to_end.is_set()
+        finally:
+            NeverLetsGo.let_go.set()
+            server.shutdown()
 
 
 class Hostile(threading.Thread):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 import time
 from typing import Annotated, Any, Literal
 
@@ -11,11 +12,11 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from axpo.errors import ConfigError, QuotaError, ToolError, ToolFault
+from axpo.errors import ConfigError, DataError, QuotaError, ToolError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.protocols import Tool, ToolContext
 from axpo.tools.function import FunctionTool, cut_middle
-from axpo.types import Content, FailureKind, ToolCall
+from axpo.types import Content, FailureKind, ImageRef, ToolCall
 
 
 def context() -> ToolContext:
@@ -152,6 +153,58 @@ def test_pictures_become_images_of_the_dialogue() -> None:
     assert run(returns(["left:", picture, {"n": 1}])) == (Content(text="left:"), single, Content(text='{"n": 1}'))
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (201, 1, r"tool: the picture it made cannot be used: it has 201x1 px"),
+        (1, 201, r"it has 1x201 px; at most"),
+        (0, 3, r"it has 0x3 px"),
+        (101, 100, r"it has 101x100 px; at most 10000 px in all and a length of 200 times the width are possible"),
+    ],
+)
+def test_a_picture_that_no_model_can_be_shown_is_no_fault_of_ours(
+    width: int, height: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.tools.function.MAX_IMAGE_PX", 100 * 100)
+    assert run(returns([Image.new("L", (200, 1)), Image.new("L", (100, 100))]))
+    with pytest.raises(ToolError, match=message) as caught:
+        run(returns(["a", Image.new("L", (width, height))]))
+    assert caught.value.kind == FailureKind.EXECUTION_ERROR
+
+
+def test_a_picture_that_the_store_refuses_is_no_fault_of_ours() -> None:
+    class Refusing(ContentImageStore):
+        def add_image(self, image: Image.Image) -> ImageRef:
+            raise DataError("image: too green")
+
+    tool = FunctionTool.from_function(returns(Image.new("L", (5, 4))), name="tool")
+    where = ToolContext(rollout_id="r", images=[], store=Refusing())
+    with pytest.raises(ToolError, match=r"^tool: the picture it made cannot be used: image: too green") as caught:
+        asyncio.run(tool.run(ToolCall(id="c", name="tool", arguments={}), where))
+    assert caught.value.kind == FailureKind.EXECUTION_ERROR
+
+
+@pytest.mark.parametrize(
+    ("value", "is_cut"), [("a" * 100, False), ("a" * 101, True), (["a" * 101, Image.new("L", (5, 4)), "a"], True)]
+)
+def test_a_cut_result_is_told(value: Any, is_cut: bool) -> None:
+    tool, where = FunctionTool.from_function(returns(value), name="tool", max_result_chars=100), context()
+    asyncio.run(tool.run(ToolCall(id="c", name="tool", arguments={}), where))
+    assert where.is_cut == is_cut
+
+
+@pytest.mark.parametrize(("num_chars", "is_cut"), [(10, False), (501, True)])
+def test_a_cut_error_is_told(num_chars: int, is_cut: bool) -> None:
+    def fails() -> str:
+        """Fails."""
+        raise ValueError("x" * num_chars)
+
+    tool, where = FunctionTool.from_function(fails), context()
+    with pytest.raises(ToolError):
+        asyncio.run(tool.run(ToolCall(id="c", name="fails", arguments={}), where))
+    assert where.is_cut == is_cut
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("raised", [ValueError("no\nsuch " + "x" * 900), SystemExit(3), StopIteration("end")])
 def test_what_a_function_raises_is_told_to_the_model(raised: BaseException, is_async: bool) -> None:
@@ -204,6 +257,72 @@ def test_a_hung_function_holds_up_neither_its_neighbours_nor_the_timeout() -> No
     started = time.monotonic()
     assert asyncio.run(both()) == (Content(text="woke"),)
     assert time.monotonic() - started < 2.5  # asyncio.run did not wait for the abandoned thread
+
+
+def test_a_function_that_never_returns_becomes_a_fault_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("axpo.threads.MAX_ABANDONED", 2)
+    entered, go_on, left = threading.Semaphore(0), threading.Event(), threading.Semaphore(0)
+
+    def hangs() -> str:
+        """Hangs."""
+        entered.release()
+        go_on.wait()
+        left.release()
+        return "back"
+
+    tool, other = FunctionTool.from_function(hangs), FunctionTool.from_function(returns("x"), name="other")
+    call = ToolCall(id="c", name="hangs", arguments={})
+
+    async def give_up() -> None:
+        running = asyncio.create_task(tool.run(call, context()))
+        await asyncio.to_thread(entered.acquire)
+        running.cancel()
+        await asyncio.wait({running})
+
+    async def rollouts() -> None:
+        for _ in range(2):
+            await give_up()
+        with pytest.raises(ToolFault, match=r"tool hangs: 2 calls that were given up still run") as caught:
+            await tool.run(call, context())
+        assert not caught.value.can_retry
+        assert await other.run(call, context())
+
+    asyncio.run(rollouts())
+    go_on.set()
+    for _ in range(2):
+        assert left.acquire(timeout=60)
+    for thread in threading.enumerate():
+        if thread.name == "axpo-hangs":
+            thread.join(timeout=60)
+    assert asyncio.run(tool.run(call, context())) == (Content(text="back"),)
+
+
+def test_many_calls_at_once_are_not_taken_for_calls_that_never_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("axpo.threads.MAX_ABANDONED", 2)
+    together = threading.Barrier(8)
+
+    def meets() -> str:
+        """Meets the others."""
+        together.wait(timeout=60)
+        return "met"
+
+    tool = FunctionTool.from_function(meets)
+
+    async def calls() -> list[tuple[Content, ...]]:
+        runs = (tool.run(ToolCall(id="c", name="meets", arguments={}), context()) for _ in range(8))
+        return await asyncio.gather(*runs)
+
+    assert asyncio.run(calls()) == [(Content(text="met"),)] * 8
+
+
+def test_a_system_without_threads_is_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ToolFault, match=r"no thread for tool, .*can't start new thread") as caught:
+        run(returns("x"))
+    assert caught.value.can_retry
 
 
 def test_an_awaitable_of_a_plain_function_is_awaited() -> None:

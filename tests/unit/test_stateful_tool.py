@@ -191,6 +191,67 @@ def test_what_a_method_raises_is_told_to_the_model_and_the_state_stays() -> None
     assert asyncio.run(rollout()) == "2.0"
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_fault_of_a_method_is_not_tried_again_on_the_instance_it_may_have_changed(is_async: bool) -> None:
+    class Plain:
+        def __call__(self) -> str:
+            """Fails."""
+            raise ToolFault("backend down")
+
+    class Async:
+        async def __call__(self) -> str:
+            """Fails."""
+            raise ToolFault("backend down")
+
+    (tool,) = StatefulFunctionTool.from_class(Async if is_async else Plain)
+    with pytest.raises(ToolFault, match="backend down") as caught:
+        asyncio.run(text(tool, context()))
+    assert not caught.value.can_retry
+
+
+def test_a_fault_of_the_constructor_may_be_tried_again() -> None:
+    (tool,) = StatefulFunctionTool.from_class(Failing, {"error": ValueError("no disk")})
+    with pytest.raises(ToolFault) as caught:
+        asyncio.run(text(tool, context()))
+    assert caught.value.can_retry
+
+
+@pytest.mark.parametrize("where_it_hangs", ["constructor", "method"])
+def test_a_class_that_never_returns_becomes_a_fault_that_names_it(
+    where_it_hangs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.threads.MAX_ABANDONED", 2)
+    entered, go_on = threading.Semaphore(0), threading.Event()
+
+    def hang(where: str) -> None:
+        if where == where_it_hangs:
+            entered.release()
+            go_on.wait()
+
+    class Hanging:
+        def __init__(self) -> None:
+            hang("constructor")
+
+        def __call__(self) -> str:
+            """Hangs."""
+            hang("method")
+            return ""
+
+    (tool,) = StatefulFunctionTool.from_class(Hanging)
+
+    async def rollouts() -> None:
+        for _ in range(2):
+            running = asyncio.create_task(text(tool, context()))
+            await asyncio.to_thread(entered.acquire)
+            running.cancel()
+            await asyncio.wait({running})
+        with pytest.raises(ToolFault, match=r"tool hanging: 2 calls that were given up still run"):
+            await text(tool, context())
+        go_on.set()
+
+    asyncio.run(rollouts())
+
+
 def test_a_call_waits_for_one_that_was_given_up_in_its_thread() -> None:
     entered, go_on = threading.Event(), threading.Event()
 

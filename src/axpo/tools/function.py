@@ -9,15 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
-from axpo.errors import ConfigError, QuotaError, RolloutFault, ToolError
+from axpo.errors import ConfigError, DataError, QuotaError, RolloutFault, ToolError
 from axpo.protocols import ToolContext
-from axpo.threads import run_in_daemon_thread
-from axpo.types import Content, FailureKind, JsonValue, ToolCall, ToolSpec
+from axpo.threads import ToolThreads
+from axpo.types import Content, FailureKind, ImageRef, JsonValue, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from pydantic import TypeAdapter
 
 MAX_ERROR_CHARS = 500
+MAX_IMAGE_PX = 2**26
+MAX_ASPECT_RATIO = 200
+"""Qwen's image preprocessing takes no picture that is longer than so many times its width."""
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns?|Yields?|Raises|Examples?|Notes?):\s*$", re.MULTILINE)
 _ARGUMENT = re.compile(r"^(\s+)(\w+)\s*(?:\([^)]*\))?:[ \t]*(.*)$")
@@ -39,7 +43,8 @@ class FunctionTool:
     everything else as JSON. Text beyond `max_result_chars` loses its middle.
 
     A plain function runs in a daemon thread: when the loop's timeout passes, the thread is abandoned and cannot keep
-    the program from ending. An `async` function runs in the event loop and must not block it.
+    the program from ending; too many of them are a fault of ours (`axpo.threads.ToolThreads`). An `async` function runs
+    in the event loop and must not block it.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class FunctionTool:
         self._parameters = parameters
         self._context_name = context_name
         self._max_result_chars = max_result_chars
+        self.threads = ToolThreads(spec.name)
+        """Those in which the function runs."""
 
     @classmethod
     def from_function(
@@ -99,12 +106,13 @@ class FunctionTool:
         if self._context_name is not None:
             arguments[self._context_name] = context
         try:
-            result = await call_function(function, arguments)
+            with self.threads.call():
+                result = await call_function(function, arguments, self.threads)
             return self._to_content(result, context)
         except (ToolError, RolloutFault, QuotaError):
             raise
         except (Exception, SystemExit) as error:
-            message = cut_middle(f"{type(error).__name__}: {error}", MAX_ERROR_CHARS)
+            message = self._cut(f"{type(error).__name__}: {error}", MAX_ERROR_CHARS, context)
             raise ToolError(FailureKind.EXECUTION_ERROR, f"{self.spec.name} raised {message}") from error
 
     def _check_arguments(self, arguments: Mapping[str, JsonValue]) -> dict[str, Any]:
@@ -141,22 +149,43 @@ class FunctionTool:
 
         blocks = cast("Sequence[Any]", result) if isinstance(result, (list, tuple)) else [result]
         if not any(isinstance(block, Image) for block in blocks):
-            return (Content(text=self._to_text(result)),)
+            return (Content(text=self._to_text(result, context)),)
         return tuple(
-            Content(image=context.store.add_image(block))
+            Content(image=self._add_picture(block, context))
             if isinstance(block, Image)
-            else Content(text=self._to_text(block))
+            else Content(text=self._to_text(block, context))
             for block in blocks
         )
 
-    def _to_text(self, value: Any) -> str:
+    def _add_picture(self, picture: Image, context: ToolContext) -> ImageRef:
+        short_px, long_px = sorted(picture.size)
+        if short_px * long_px > MAX_IMAGE_PX or long_px > MAX_ASPECT_RATIO * short_px:
+            raise self._unusable(
+                f"it has {picture.width}x{picture.height} px; at most {MAX_IMAGE_PX} px in all and a length of "
+                f"{MAX_ASPECT_RATIO} times the width are possible"
+            )
+        try:
+            return context.store.add_image(picture)
+        except DataError as error:
+            raise self._unusable(str(error)) from error
+
+    def _unusable(self, reason: str) -> ToolError:
+        return ToolError(
+            FailureKind.EXECUTION_ERROR, f"{self.spec.name}: the picture it made cannot be used: {reason}."
+        )
+
+    def _to_text(self, value: Any, context: ToolContext) -> str:
         if not isinstance(value, str):
             try:
                 value = json.dumps(value, ensure_ascii=False, default=str)
             except (TypeError, ValueError):  # keys that JSON has no form for, cycles
                 value = str(value)
         # lone surrogates cannot be tokenised
-        return cut_middle(value.encode("utf-8", "replace").decode("utf-8"), self._max_result_chars)
+        return self._cut(value.encode("utf-8", "replace").decode("utf-8"), self._max_result_chars, context)
+
+    def _cut(self, text: str, max_chars: int, context: ToolContext) -> str:
+        context.is_cut |= len(text) > max_chars
+        return cut_middle(text, max_chars)
 
 
 def cut_middle(text: str, max_chars: int) -> str:
@@ -170,7 +199,7 @@ def cut_middle(text: str, max_chars: int) -> str:
 # -- calling ----------------------------------------------------------------------------------------------------------
 
 
-async def call_function(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+async def call_function(function: Callable[..., Any], arguments: Mapping[str, Any], threads: ToolThreads) -> Any:
     """The function's result: a plain one runs in a daemon thread, an async one in this event loop."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return await function(**arguments)
@@ -181,7 +210,7 @@ async def call_function(function: Callable[..., Any], arguments: Mapping[str, An
         except BaseException as error:  # as a value: no future can hold a StopIteration
             return None, error
 
-    result, error = await run_in_daemon_thread(attempt)
+    result, error = await threads.run(attempt)
     if isinstance(error, StopIteration):  # no coroutine may raise one
         raise RuntimeError("StopIteration") from error
     if error is not None:

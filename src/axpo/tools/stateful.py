@@ -12,7 +12,7 @@ from typing import Any
 
 from axpo.errors import ConfigError, QuotaError, RolloutFault, ToolFault
 from axpo.protocols import ToolContext
-from axpo.threads import run_in_daemon_thread
+from axpo.threads import ToolThreads
 from axpo.tools.function import FunctionTool, call_function
 from axpo.types import Content, ToolCall
 
@@ -27,7 +27,8 @@ class StatefulFunctionTool:
 
     Made by `from_class`. The instance is made at the rollout's first call, shared by all tools of the class, and
     closed at the rollout's end by its `close()`, plain or async, if it has one. What its constructor raises is a fault
-    of ours; for what its methods raise the rules of `axpo.tools.function.FunctionTool` hold.
+    of ours; for what its methods raise the rules of `axpo.tools.function.FunctionTool` hold, but after a `ToolFault` of
+    theirs the call is not tried again: only a new rollout has a fresh instance.
     """
 
     def __init__(self, template: FunctionTool, *, method: str, make: Callable[[], Any], key: str) -> None:
@@ -83,7 +84,7 @@ class StatefulFunctionTool:
 
         async def method(**arguments: Any) -> Any:
             state: _Instance = context.state.setdefault(self._key, _Instance(self._make))
-            return await state.call(self._method, arguments)
+            return await state.call(self._method, arguments, self._template.threads)
 
         return await self._template.run_as(method, call, context)
 
@@ -106,23 +107,27 @@ class _Instance:
         self._is_made = False
         self._is_closed = False
 
-    async def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
+    async def call(self, method: str, arguments: Mapping[str, Any], threads: ToolThreads) -> Any:
         """One call after the other, also after one that was given up but goes on in its thread."""
         async with self._turn:
             if self._running is not None:
                 await asyncio.wait({self._running})
             if not self._is_made:
-                await self._make()
+                await self._make(threads)
             function = getattr(self._made, method)
-            if inspect.iscoroutinefunction(function):
-                return await call_function(function, arguments)
-            self._running = asyncio.create_task(call_function(function, arguments))
-            self._running.add_done_callback(_take_outcome)
-            return await asyncio.shield(self._running)
+            try:
+                if inspect.iscoroutinefunction(function):
+                    return await call_function(function, arguments, threads)
+                self._running = asyncio.create_task(call_function(function, arguments, threads))
+                self._running.add_done_callback(_take_outcome)
+                return await asyncio.shield(self._running)
+            except ToolFault as fault:
+                fault.can_retry = False  # a second try would find an instance that the first may have changed
+                raise
 
-    async def _make(self) -> None:
+    async def _make(self, threads: ToolThreads) -> None:
         try:
-            await run_in_daemon_thread(self._make_in_thread)
+            await threads.run(self._make_in_thread)
         except (RolloutFault, QuotaError):
             raise
         except (Exception, SystemExit) as error:
@@ -155,7 +160,7 @@ def _take_outcome(task: asyncio.Task[Any]) -> None:
 async def _close(instance: Any) -> None:
     close = getattr(instance, "close", None)
     if callable(close):
-        await call_function(close, {})
+        await call_function(close, {}, ToolThreads("close"))
 
 
 def _tool_methods(stateful: type[Any]) -> dict[str, Callable[..., Any]]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_MESSAGE_CHARS = 500
 MAX_TOOLS = 1000
 PROBE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 8.0
+"""A session elsewhere that does not even end is left; a process is stopped in less."""
 HTTP_ERROR_TEXT = "Server returned an error response"
 """What the SDK makes of an HTTP status from 400 on."""
 SSE_TOO_LARGE_TEXT = "byte limit"
@@ -102,14 +104,18 @@ class Connection:
         self._log.ended.set()
         if self._holder is None:
             return
-        if not self._opened.is_set():
-            self._holder.cancel()
+        if self._opened.is_set():
+            await asyncio.wait({self._holder}, timeout=CLOSE_TIMEOUT_S)
+        self._holder.cancel()
         await asyncio.wait({self._holder})
         with contextlib.suppress(BaseException):
             self._holder.result()  # a server that leaves badly has still left
 
     async def call(self, tool: str, arguments: Mapping[str, JsonValue]) -> CallToolResult:
-        """Call a tool. Raises `LostError`, and `ToolError` or `ToolFault` by who is to blame for what came."""
+        """Call a tool. Raises `LostError`, and `ToolError` or `ToolFault` by who is to blame for what came.
+
+        A call without an answer in time is the model's while the server answers others, else the server is lost.
+        """
         from mcp import MCPError
 
         if self._client is None or not self.is_open:
@@ -118,11 +124,13 @@ class Connection:
             async with asyncio.timeout(self._options.call_timeout_s):
                 return await self._client.call_tool(tool, dict(arguments))
         except TimeoutError as error:
-            self._check_alive()
+            await asyncio.wait({self._start_probe()})
+            if not self.is_open:
+                raise LostError(self._log.cut_off or "it is gone") from error
             limit = f"{self._options.call_timeout_s:g} s"
             raise ToolError(FailureKind.TIMEOUT, f"{tool}: no result within {limit}.") from error
         except asyncio.CancelledError:
-            self._check_alive()
+            self._start_probe()
             raise
         except MCPError as error:
             raise self._judge(tool, error) from error
@@ -164,21 +172,24 @@ class Connection:
     def _fault(self, what: str) -> ToolFault:
         return ToolFault(f"{self._options.place} {what}.")
 
-    def _check_alive(self) -> None:
-        """A call was given up: does the server still answer? One that hangs is ended, so that the next call works."""
-        if self.is_open and (self._probe is None or self._probe.done()):
+    def _start_probe(self) -> asyncio.Task[None]:
+        """A call was given up: does the server still answer? One that does not is ended, so that the next call works.
+
+        One probe serves all calls that were given up meanwhile.
+        """
+        if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._end_if_hung())
+        return self._probe
 
     async def _end_if_hung(self) -> None:
         assert self._client is not None
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await self._client.list_tools(cache_mode="bypass")
-        except TimeoutError:
-            self._log.cut_off = "it hung after a call was given up"
+        except Exception as error:
+            why = "" if isinstance(error, TimeoutError) else f": {_reason(error)}"
+            self._log.cut_off = self._log.cut_off or f"it no longer answered after a call was given up{why}"
             self._log.ended.set()
-        except Exception:
-            pass  # it answers, if only to say that it is closed
 
 
 async def _list_tools(client: Client) -> tuple[Tool, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,9 @@ from pathlib import Path
 from axpo.errors import ConfigError
 
 BYTES_PER_MB = 1_000_000
+MAX_CALL_TIMEOUT_S = 300.0
+MAX_START_TIMEOUT_S = 120.0
+"""With these a call ends in time even where it waits for a server of its own, see `axpo.protocols.Tool.run`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +54,16 @@ class McpOptions:
             raise self.error(f"url is {self.url!r}", "It starts with http:// or https://.")
         if self.headers_env and not self.url:
             raise self.error("headers_env is for a url, and it has a command", "Use env_from.")
-        for option in ("start_timeout_s", "call_timeout_s", "max_result_mb"):
+        highest = {
+            "start_timeout_s": MAX_START_TIMEOUT_S,
+            "call_timeout_s": MAX_CALL_TIMEOUT_S,
+            "max_result_mb": math.inf,
+        }
+        for option, maximum in highest.items():
             value: object = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise self.error(f"{option} is {value!r}", "It is a number above 0.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= maximum:
+                rule = "above 0" if maximum == math.inf else f"above 0, at most {maximum:g}"
+                raise self.error(f"{option} is {value!r}", f"It is a number {rule}.")
 
     def _check_types(self) -> None:
         for option in ("name", "url", "cwd", "prefix"):

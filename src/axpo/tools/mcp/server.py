@@ -9,8 +9,9 @@ import importlib
 import json
 import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,6 +21,7 @@ from axpo.threads import run_in_daemon_thread
 from axpo.tools.mcp.connection import Connection, LostError
 from axpo.tools.mcp.content import read_result
 from axpo.tools.mcp.options import McpOptions
+from axpo.tools.mcp.schema import schema_problem
 from axpo.types import Content, FailureKind, JsonValue, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ MAX_BACKOFF_S = 60.0
 MAX_SUSPECTS = 1024
 LOSSES_TO_SUSPECT = 2
 """A call that was in flight at so many losses is tried on a server of its own."""
-MAX_LONE_SERVERS = 2
+MAX_LONE_SERVERS = 4
+LONE_WAIT_S = 100.0
+"""A call waits for a place among them this long, then it is a fault of ours."""
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _Result = TypeVar("_Result")
@@ -68,7 +72,7 @@ class McpTool:
         server down or asks for more than `max_result_mb`; `ToolFault` where server or network failed.
         """
         _check_sendable(self.spec.name, call.arguments)
-        result = await self._server.call(self._remote_name, call.arguments)
+        result = await self._server.call(self._remote_name, call.arguments, context)
         return await run_in_daemon_thread(read_result, result, self.spec.name, context)
 
     def close(self) -> None:
@@ -91,6 +95,8 @@ class McpServer:
         """In a row, without an answer between them."""
         self._has_answered = False
         self._suspects: Counter[str] = Counter()
+        self._culprits: dict[str, None] = {}
+        """Calls that took down a server of their own, the oldest first."""
         self._thread = _LoopThread(f"axpo-mcp-{options.name}", self._shut_down)
         try:
             offered = self._thread.run(self._open_first)
@@ -100,9 +106,12 @@ class McpServer:
             raise
         self.tools = tuple(McpTool(self, spec, remote) for remote, spec in self._specs.items())
 
-    async def call(self, tool: str, arguments: Mapping[str, JsonValue]) -> CallToolResult:
-        """Call a tool by the server's own name for it, from any event loop."""
-        return await self._thread.wait_for(lambda: self._call(tool, arguments), self._options.place)
+    async def call(self, tool: str, arguments: Mapping[str, JsonValue], context: ToolContext) -> CallToolResult:
+        """Call a tool by the server's own name for it, from any event loop.
+
+        What it waits for servers to start is added to `context.waited_s`.
+        """
+        return await self._thread.wait_for(lambda: self._call(tool, arguments, context), self._options.place)
 
     def close(self) -> None:
         """End the server; returns when its processes are gone. Calling it again does nothing."""
@@ -128,18 +137,20 @@ class McpServer:
         if self._connection is not None:
             await self._connection.close()
 
-    async def _call(self, tool: str, arguments: Mapping[str, JsonValue]) -> CallToolResult:
+    async def _call(self, tool: str, arguments: Mapping[str, JsonValue], context: ToolContext) -> CallToolResult:
         key = hashlib.sha256(json.dumps([tool, arguments], sort_keys=True).encode()).hexdigest()
-        if self._has_answered and self._suspects[key] >= LOSSES_TO_SUSPECT:
-            return await self._call_alone(key, tool, arguments)
-        connection = await self._open_connection()
+        if self._is_suspect(key):
+            async with self._lone_place(context):
+                if self._is_suspect(key):  # and was not tried while this call waited
+                    return await self._call_alone(key, tool, arguments, context)
+        with _waiting(context):
+            connection = await self._open_connection()
         try:
             result = await connection.call(tool, arguments)
         except LostError as error:
             if self._options.command:  # a server elsewhere is not ours to try out
                 self._suspects[key] += 1
-            while len(self._suspects) > MAX_SUSPECTS:
-                del self._suspects[next(iter(self._suspects))]
+                _forget_oldest(self._suspects)
             raise ToolFault(f"{self._options.place} was lost during a call of {tool}: {error}.") from error
         except ToolError:
             self._note_answer()
@@ -151,27 +162,50 @@ class McpServer:
         self._has_answered = True
         self._num_losses = 0
 
-    async def _call_alone(self, key: str, tool: str, arguments: Mapping[str, JsonValue]) -> CallToolResult:
+    def _is_suspect(self, key: str) -> bool:
+        return self._has_answered and self._suspects[key] >= LOSSES_TO_SUSPECT
+
+    @contextlib.asynccontextmanager
+    async def _lone_place(self, context: ToolContext) -> AsyncGenerator[None]:
+        with _waiting(context):
+            try:
+                async with asyncio.timeout(LONE_WAIT_S):
+                    await self._lone_servers.acquire()
+            except TimeoutError as error:
+                reason = "too many calls, each in flight when it was lost before, wait for a server of their own"
+                raise ToolFault(f"{self._options.place}: {reason}.") from error
+        try:
+            yield
+        finally:
+            self._lone_servers.release()
+
+    async def _call_alone(
+        self, key: str, tool: str, arguments: Mapping[str, JsonValue], context: ToolContext
+    ) -> CallToolResult:
         """The call on a server of its own. If that is lost too, the call is what takes it down: the model is told.
 
         Otherwise a model could escape the judgement of a wrong rollout by a call that crashes the server.
         """
-        async with self._lone_servers:
-            connection = Connection(self._options)
+        verdict = ToolError(FailureKind.EXECUTION_ERROR, f"{tool}: these arguments make it crash or hang. Use others.")
+        if key in self._culprits:
+            raise verdict
+        connection = Connection(self._options)
+        with _waiting(context):
             try:
                 await connection.open()
             except LostError as error:
                 raise ToolFault(f"{self._options.place} cannot be started: {error}.") from error
-            try:
-                result = await connection.call(tool, arguments)
-            except LostError as error:
-                raise ToolError(
-                    FailureKind.EXECUTION_ERROR, f"{tool}: these arguments make it crash. Use others."
-                ) from error
-            finally:
+        try:
+            return await connection.call(tool, arguments)
+        except LostError as error:
+            self._culprits[key] = None
+            _forget_oldest(self._culprits)
+            raise verdict from error
+        finally:
+            if key not in self._culprits:
+                del self._suspects[key]
+            with _waiting(context):
                 await connection.close()
-        del self._suspects[key]
-        return result
 
     async def _open_connection(self) -> Connection:
         """The session, after one restart for all calls that wait where it was lost."""
@@ -202,6 +236,21 @@ class McpServer:
         except Exception as error:
             return str(error)
         return ""
+
+
+@contextlib.contextmanager
+def _waiting(context: ToolContext) -> Generator[None]:
+    """Time that is not the call's own."""
+    started_s = time.monotonic()
+    try:
+        yield
+    finally:
+        context.waited_s += time.monotonic() - started_s
+
+
+def _forget_oldest(keys: dict[str, Any]) -> None:
+    while len(keys) > MAX_SUSPECTS:
+        del keys[next(iter(keys))]
 
 
 class _LoopThread:
@@ -280,27 +329,10 @@ def _make_spec(options: McpOptions, tool: Any) -> ToolSpec:
             "Choose the others by tools = [...].",
         )
     schema = cast("dict[str, JsonValue]", tool.input_schema)
-    problem = _schema_problem(schema)
+    problem = schema_problem(schema)
     if problem:
         raise options.error(f"the argument schema of {name} {problem}", "Choose other tools by tools = [...].")
     return ToolSpec(name=name, description=tool.description or tool.title or name, parameters=schema)
-
-
-def _schema_problem(schema: dict[str, JsonValue]) -> str:
-    from jsonschema import SchemaError
-    from jsonschema.validators import validator_for
-
-    if schema.get("type") != "object":
-        return f"is of type {schema.get('type')!r}, not 'object'"
-    with contextlib.suppress(ValueError):
-        text = json.dumps(schema)
-        if re.search(r'"\$ref": "(?!#)', text):
-            return "refers to another document"
-    try:
-        validator_for(schema).check_schema(schema)
-    except SchemaError as error:
-        return f"is no JSON schema: {error.message[:200]}"
-    return ""
 
 
 def _check_sendable(name: str, arguments: Mapping[str, JsonValue]) -> None:
