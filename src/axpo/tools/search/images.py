@@ -19,6 +19,7 @@ from axpo.protocols import ToolContext
 from axpo.tools.search.http import HttpClient, check_url, read_json, read_key
 from axpo.tools.search.local import LocalIndex
 from axpo.tools.search.pages import PageFetcher
+from axpo.tools.search.proof import PROBE_QUERY
 from axpo.tools.search.results import (
     MAX_QUERY_CHARS,
     Domains,
@@ -94,6 +95,7 @@ class ImageSearchTool:
         )
         self._service = Service(
             name,
+            probe=partial(self._endpoint.items, PROBE_QUERY, 1),
             cache=cache,
             cache_mode=cache_mode,
             max_requests=max_requests,
@@ -181,6 +183,10 @@ class _Endpoint:
 
     async def search(self, query: str, max_results: int) -> JsonValue:
         """Captions and pictures (PNG in base 64, scaled down) as JSON."""
+        return [await self._read_item(item) for item in await self.items(query, max_results)]
+
+    async def items(self, query: str, max_results: int) -> list[dict[str, Any]]:
+        """The endpoint's own results."""
         key = read_key(self._name, self._key_env) if self._key_env else None
         answer = await self._client.request(
             "POST",
@@ -192,7 +198,7 @@ class _Endpoint:
         items = cast("dict[str, Any]", body).get("results") if isinstance(body, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in cast("list[Any]", items)):
             raise ToolFault(f"{self._name}: the endpoint's answer has no list of results")
-        return [await self._read_item(item) for item in cast("list[dict[str, Any]]", items)[:max_results]]
+        return cast("list[dict[str, Any]]", items)[:max_results]
 
     async def _read_item(self, item: Mapping[str, Any]) -> dict[str, JsonValue]:
         title = item.get("title")

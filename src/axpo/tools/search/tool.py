@@ -8,9 +8,10 @@ from typing import Any, cast
 
 from axpo.errors import ConfigError
 from axpo.protocols import Tool, ToolContext
-from axpo.tools.search.http import HttpClient, RequestRefused, read_key
+from axpo.tools.search.http import HttpClient, read_key
 from axpo.tools.search.local import LocalBackend, LocalIndex
 from axpo.tools.search.pages import KnownPages, OpenPageTool, PageFetcher
+from axpo.tools.search.proof import PROBE_QUERY
 from axpo.tools.search.results import (
     MAX_QUERY_CHARS,
     Domains,
@@ -29,8 +30,6 @@ from axpo.types import Content, JsonValue, ToolCall, ToolSpec
 MAX_RESULTS = 20
 _MAX_JSON_BYTES = 4_000_000
 _MAX_PAGE_BYTES = 2_000_000
-_PROBE = "weather"
-"""A query that no service refuses."""
 
 
 class SearchTool:
@@ -73,7 +72,6 @@ class SearchTool:
         self._known = KnownPages()
         self._service: Service | None = None
         self._clients: list[HttpClient] = []
-        self._is_proven = False
         if backend == "local":
             network = {"url": url, "api_key_env": api_key_env, "cache": cache, "max_requests": max_requests}
             if given := [option for option, value in network.items() if value is not None]:
@@ -94,6 +92,7 @@ class SearchTool:
             self._backend = self._network_backend(backend, url=url, key_env=key_env, search_depth=search_depth)
             self._service = Service(
                 name,
+                probe=partial(self._backend.search, PROBE_QUERY, 1),
                 cache=cache,
                 cache_mode=cache_mode,
                 max_requests=max_requests,
@@ -141,23 +140,7 @@ class SearchTool:
             await client.close()
 
     async def _ask(self, query: str, max_results: int) -> JsonValue:
-        try:
-            results = await self._backend.search(query, max_results)
-        except RequestRefused as error:
-            await self._prove(error)
-            raise
-        self._is_proven = True
-        return [result.to_json() for result in results]
-
-    async def _prove(self, refusal: RequestRefused) -> None:
-        """Tell a service that refuses this query from one that refuses all, which is the configuration's fault."""
-        if self._is_proven:
-            return
-        try:
-            await self._backend.search(_PROBE, 1)
-            self._is_proven = True
-        except RequestRefused:
-            raise ConfigError(f"{self.spec.name}: {refusal}. Check the options of the search tool.") from refusal
+        return [result.to_json() for result in await self._backend.search(query, max_results)]
 
     def _network_backend(
         self, backend: str, *, url: str | None, key_env: str | None, search_depth: str
