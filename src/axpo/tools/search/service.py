@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from axpo.tools.search.rate import RateLimiter
 from axpo.types import FailureKind, JsonValue
 
 CacheMode = Literal["live", "record", "replay"]
+_MAX_CALLS = 50_000
+"""Answers kept for branches, far more than a step has: about 5 KB each."""
 Ask = Callable[[], Awaitable[JsonValue]]
 """Sends a request: one attempt."""
 
@@ -89,6 +92,7 @@ class Service:
         self._limiter = limiter or RateLimiter(requests_per_second)
         self._proof = Proof(partial(self._send, probe or _nothing))
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._calls: OrderedDict[str, dict[str, JsonValue]] = OrderedDict()
         self._stats = ServiceStats()
 
     @property
@@ -108,14 +112,17 @@ class Service:
         context: ToolContext,
         *,
         is_paid: bool = True,
+        call_id: str | None = None,
     ) -> JsonValue:
         """The answer to a request (its key in the cache), from the cache or by `ask`, which runs in the thread.
 
-        What is not paid for (`is_paid`) knows no quota, rate or cost.
+        What is not paid for (`is_paid`) knows no quota, rate or cost. Without a cache, a call with an id is asked for
+        once: when a branch replays it, it gets the answer it had.
 
         Raises what `ask` raises, of which `ToolError` and `ToolFault` are stored too: a replayed run meets them again.
         """
-        outcome = self._stored(request)
+        call = f"{call_id} {canonical(dict(request))}" if call_id is not None and self._cache is None else None
+        outcome = self._stored(request) if call is None else self._calls.get(call)
         context.is_cached = outcome is not None
         if outcome is None:
             if self.is_replaying:
@@ -124,6 +131,10 @@ class Service:
                     "differs from the recorded one: same seeds, options and weights? Or use cache_mode = 'record'."
                 )
             outcome, context.is_cached = await self.thread.run(self._ask_once(request, ask, context, is_paid))
+            if call is not None and "fault" not in outcome:
+                self._calls[call] = outcome
+                while len(self._calls) > _MAX_CALLS:
+                    self._calls.popitem(last=False)
         return _unwrap(outcome)
 
     def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:

@@ -35,7 +35,9 @@ _MAX_PAGE_BYTES = 2_000_000
 class SearchTool:
     """Numbered results with title, address and a passage. `docs/search.md` lists the options.
 
-    With `fetch`, `companions` holds the tool `open_page`, which shares cache, quota and connections.
+    With `fetch`, `companions` holds the tool `open_page`, which shares cache, quota and connections. On the web it
+    opens what the rollout's searches returned: the tool then is an `axpo.protocols.StatefulTool`, whose calls a branch
+    replays; they get the answers they had.
     """
 
     bounds_its_time = True
@@ -69,7 +71,7 @@ class SearchTool:
         self.spec = _spec(name)
         self._max_snippet_chars = max_snippet_chars
         self._domains = Domains(include=include_domains, exclude=exclude_domains)
-        self._known = KnownPages()
+        self._known: KnownPages | None = None
         self._service: Service | None = None
         self._clients: list[HttpClient] = []
         if backend == "local":
@@ -100,7 +102,10 @@ class SearchTool:
                 cost_per_request=cost_per_request,
             )
             fetcher = PageFetcher(self._clients[1], self._domains, allow_hosts=allow_hosts)
-            pages = partial(OpenPageTool, service=self._service, fetcher=fetcher, known=self._known)
+            known = KnownPages(name)
+            pages = partial(OpenPageTool, service=self._service, fetcher=fetcher, known=known)
+            if fetch:  # otherwise there is nothing to replay
+                self._known, self.close_rollout = known, self._close_rollout
         self.companions: tuple[Tool, ...] = (pages("open_page", max_chars=max_page_chars),) if fetch else ()
 
     async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
@@ -113,17 +118,24 @@ class SearchTool:
         refuse_unknown(name, call.arguments, self.spec.parameters["properties"])
         query = read_query(name, call.arguments)
         max_results = read_count(name, call.arguments, "max_results", default=5, maximum=MAX_RESULTS)
-        results = await self.search(query, max_results, context)
+        results = await self._search(query, max_results, context, call_id=call.id if self._known is not None else None)
         return (Content(text=format_results(results, max_snippet_chars=self._max_snippet_chars)),)
 
     async def search(self, query: str, max_results: int, context: ToolContext) -> list[SearchResult]:
         """The results themselves."""
+        return await self._search(query, max_results, context, call_id=None)
+
+    async def _search(
+        self, query: str, max_results: int, context: ToolContext, *, call_id: str | None
+    ) -> list[SearchResult]:
         if self._service is None:
             return await self._backend.search(query, max_results)
         request = {**self._backend.identity, "query": query, "max_results": max_results}
-        stored = await self._service.answer(request, partial(self._ask, query, max_results), context)
+        ask = partial(self._ask, query, max_results)
+        stored = await self._service.answer(request, ask, context, call_id=call_id)
         results = [SearchResult(**cast("dict[str, Any]", entry)) for entry in cast("list[Any]", stored)]
-        self._known.add(result.url for result in results)
+        if self._known is not None:
+            self._known.add((result.url for result in results), context)
         return results
 
     def stats(self) -> dict[str, float]:
@@ -134,6 +146,10 @@ class SearchTool:
         """Close connections and cache."""
         if self._service is not None:
             self._service.close(self._close_clients())
+
+    async def _close_rollout(self, context: ToolContext) -> None:
+        if self._known is not None:
+            self._known.forget(context)
 
     async def _close_clients(self) -> None:
         for client in self._clients:
