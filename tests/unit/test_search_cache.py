@@ -102,6 +102,25 @@ def test_a_locked_file_loses_no_answer(tmp_path: Path, monkeypatch: pytest.Monke
     cache.close()
 
 
+def test_a_read_of_a_locked_file_is_tried_again_instead_of_stopping_the_run(tmp_path: Path) -> None:
+    class Locked:
+        def execute(self, *_: Any) -> Any:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY | 1 << 8  # another process recovers the file
+            raise error
+
+    cache: Any = AnswerCache(tmp_path / "c.sqlite")
+    reader, cache._reader = cache._reader, Locked()
+    assert reader.execute("PRAGMA busy_timeout").fetchone() == (100,)  # the event loop waits that long at most
+    with pytest.raises(ToolFault, match=r"c\.sqlite is locked") as caught:
+        cache.get({"n": 0})
+    assert caught.value.can_retry
+    assert cache.put({"n": 0}, "found", is_final=True) == "found"
+    cache._reader = reader
+    assert cache.get({"n": 0}) == ("found", True)
+    cache.close()
+
+
 def not_sqlite(path: Path) -> None:
     path.write_bytes(b"no database at all, but long enough to have a header" * 100)
 
