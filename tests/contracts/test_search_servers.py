@@ -18,6 +18,7 @@ from axpo.errors import ConfigError, QuotaError, ToolError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.protocols import ClosableTool, ToolContext
 from axpo.tools.search import SearchTool
+from axpo.tools.search.proof import PROBE_QUERY
 from axpo.types import FailureKind, ToolCall
 from search_servers import KEY, PAGES, Reply, Request, Server, searxng, serving, tavily
 
@@ -120,8 +121,24 @@ def test_searxng_without_working_engines_is_a_fault_not_an_empty_answer(make: Ma
     def blocked(request: Request) -> Reply:
         return Reply(200, {"results": [], "unresponsive_engines": [["google", "Suspended: CAPTCHA"]]})
 
-    with serving(blocked) as server, pytest.raises(ToolFault, match=r"google.*CAPTCHA"):
-        search(make(backend="searxng", url=server.url), "otter")
+    with serving(blocked) as server:
+        tool = make(backend="searxng", url=server.url)
+        for query in ("otter", "heron"):
+            into = context()
+            with pytest.raises(ToolFault, match=r"google.*CAPTCHA"):
+                search(tool, query, into)
+    assert [request.params["q"] for request in server.requests] == ["otter", PROBE_QUERY, "heron"]
+
+
+def test_searxng_with_one_blocked_engine_finds_nothing_for_gibberish(make: Make) -> None:
+    def half_blocked(request: Request) -> Reply:
+        results = PAGES if request.params["q"] == PROBE_QUERY else []
+        return Reply(200, {"results": results, "unresponsive_engines": [["google", "Suspended: CAPTCHA"]]})
+
+    with serving(half_blocked) as server:
+        tool = make(backend="searxng", url=server.url, include_domains=["nowhere.example"])
+        assert search(tool, "xqzzk") == search(tool, "qqqq") == "No results."
+    assert [request.params["q"] for request in server.requests] == ["xqzzk", PROBE_QUERY, "qqqq"]
 
 
 def test_odd_results_are_cleaned_or_left_out(make: Make) -> None:
@@ -372,6 +389,7 @@ def test_nobody_there_is_a_fault_of_ours(make: Make) -> None:
         (432, QuotaError, "plan is used up"),
         (433, QuotaError, "plan is used up"),
         (400, ConfigError, "Check the options of the search tool"),
+        (451, ConfigError, "Check the options of the search tool"),
     ],
 )
 def test_what_only_the_user_can_mend_stops_the_run(
@@ -383,6 +401,45 @@ def test_what_only_the_user_can_mend_stops_the_run(
     with serving(refuse) as server, pytest.raises(error, match=message) as caught:
         search(make(url=server.url), "otter")
     assert "you sent Bearer ***" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 406, 413, 418, 451])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_a_firewall_refuses_is_the_models_mistake_and_stops_nothing(
+    make: Make, status: int, is_first: bool
+) -> None:
+    def guarded(request: Request) -> Reply:
+        return Reply(status) if "<script>" in request.json["query"] else tavily(request)
+
+    with serving(guarded) as server:
+        tool = make(url=server.url, max_requests=3)
+        if not is_first:
+            search(tool, "otter")
+        with pytest.raises(ToolError, match=f"HTTP {status}") as caught:
+            search(tool, "<script>")
+        assert caught.value.kind == FailureKind.BAD_ARGUMENTS and "Check" not in str(caught.value)
+        assert "Heron 1" in search(tool, "heron")
+
+
+def test_a_key_withdrawn_during_the_run_stops_it(make: Make) -> None:
+    with serving(tavily) as server:
+        tool = make(url=server.url)
+        search(tool, "otter")
+        server.respond = lambda request: Reply(401)
+        with pytest.raises(ConfigError, match="Check the key"):
+            search(tool, "otter")
+
+
+def test_a_refused_query_is_nobodys_fault_while_the_probe_fails(make: Make) -> None:
+    def broken(request: Request) -> Reply:
+        return Reply(503 if request.json["query"] == PROBE_QUERY else 403)
+
+    with serving(broken) as server:
+        tool = make(url=server.url)
+        for _ in range(3):
+            with pytest.raises(ToolFault, match="HTTP 503"):
+                search(tool, "otter")
+    assert [request.json["query"] for request in server.requests].count(PROBE_QUERY) == 1
 
 
 def test_searxng_that_offers_no_json_is_explained(make: Make) -> None:

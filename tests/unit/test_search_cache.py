@@ -22,7 +22,8 @@ from axpo.protocols import ToolContext
 from axpo.tools.search import cache as cache_module
 from axpo.tools.search.cache import AnswerCache
 from axpo.tools.search.http import TooManyRequests
-from axpo.tools.search.service import RateLimiter, Service
+from axpo.tools.search.rate import RateLimiter
+from axpo.tools.search.service import Service
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +99,25 @@ def test_a_locked_file_loses_no_answer(tmp_path: Path, monkeypatch: pytest.Monke
     other.execute("COMMIT")
     other.close()
     assert cache.put({"n": 1}, "found", is_final=True) == "found" and cache.get({"n": 1}) == ("found", True)
+    cache.close()
+
+
+def test_a_read_of_a_locked_file_is_tried_again_instead_of_stopping_the_run(tmp_path: Path) -> None:
+    class Locked:
+        def execute(self, *_: Any) -> Any:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY | 1 << 8  # another process recovers the file
+            raise error
+
+    cache: Any = AnswerCache(tmp_path / "c.sqlite")
+    reader, cache._reader = cache._reader, Locked()
+    assert reader.execute("PRAGMA busy_timeout").fetchone() == (100,)  # the event loop waits that long at most
+    with pytest.raises(ToolFault, match=r"c\.sqlite is locked") as caught:
+        cache.get({"n": 0})
+    assert caught.value.can_retry
+    assert cache.put({"n": 0}, "found", is_final=True) == "found"
+    cache._reader = reader
+    assert cache.get({"n": 0}) == ("found", True)
     cache.close()
 
 
@@ -232,6 +252,8 @@ class Clock:
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(round(seconds, 6))
+        await asyncio.sleep(0)
+        self.now_s += seconds
 
 
 def test_requests_are_spaced_evenly_in_order_of_the_calls() -> None:
@@ -239,13 +261,52 @@ def test_requests_are_spaced_evenly_in_order_of_the_calls() -> None:
     limiter = RateLimiter(4.0, clock=clock, sleep=clock.sleep)
 
     async def burst() -> None:
-        await asyncio.gather(*(limiter.wait() for _ in range(4)))
+        assert await asyncio.gather(*(limiter.wait() for _ in range(4))) == [0.0, 0.25, 0.5, 0.75]
 
     asyncio.run(burst())
-    assert clock.slept == [0.25, 0.5, 0.75]
+    assert clock.slept == [0.25, 0.25, 0.25]
     clock.now_s += 10
-    asyncio.run(limiter.wait())
-    assert clock.slept == [0.25, 0.5, 0.75]
+    assert asyncio.run(limiter.wait()) == 0.0
+
+
+def test_who_is_cancelled_while_waiting_gives_the_turn_up() -> None:
+    clock = Clock()
+
+    async def sleep(seconds: float) -> None:
+        if len(clock.slept) == 0:
+            clock.slept.append(seconds)
+            await asyncio.Event().wait()  # until it is cancelled
+        await clock.sleep(seconds)
+
+    limiter = RateLimiter(0.01, clock=clock, sleep=sleep)
+
+    async def main() -> None:
+        await limiter.wait()
+        abandoned = asyncio.create_task(limiter.wait())
+        queued = asyncio.create_task(limiter.wait())
+        while not clock.slept:
+            await asyncio.sleep(0)
+        abandoned.cancel()
+        assert await queued == 100.0
+
+    asyncio.run(main())
+
+
+def test_a_pause_holds_up_those_who_wait_already() -> None:
+    clock = Clock()
+
+    async def sleep(seconds: float) -> None:
+        if not clock.slept:
+            limiter.pause(60.0)
+        await clock.sleep(seconds)
+
+    limiter = RateLimiter(1.0, clock=clock, sleep=sleep)
+
+    async def main() -> None:
+        await limiter.wait()
+        assert await limiter.wait() == 60.0
+
+    asyncio.run(main())
 
 
 def test_without_a_rate_nobody_waits_until_the_service_asks_for_patience() -> None:
@@ -263,6 +324,7 @@ def test_without_a_rate_nobody_waits_until_the_service_asks_for_patience() -> No
     async def works() -> str:
         return "fine"
 
-    assert asyncio.run(service.answer({}, works, context())) == "fine"
-    assert clock.slept == [7.0]
+    into = context()
+    assert asyncio.run(service.answer({}, works, into)) == "fine"
+    assert clock.slept == [7.0] and into.waited_s == 7.0
     service.close()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from axpo.errors import ConfigError, DataError, ToolError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.protocols import ClosableTool, ToolContext
 from axpo.tools.search import ImageSearchTool, build_index
+from axpo.tools.search import images as images_module
+from axpo.tools.search.images import read_picture
 from axpo.types import Content, ToolCall
 from search_servers import KEY, Reply, Request, serving
 
@@ -177,6 +180,46 @@ def test_an_endpoint_is_recorded_with_its_pictures(
     replaying, into = make(cache_mode="replay", **options), context()
     assert shown(run(replaying, into, query="barn", max_results=10), into) == recorded
     assert into.is_cached and replaying.stats()["requests"] == 0
+
+
+@pytest.mark.parametrize("error", [SyntaxError, NotImplementedError, MemoryError])
+def test_a_decoder_that_fails_costs_one_picture_and_runs_beside_the_searches(
+    make: Callable[..., ImageSearchTool], monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    threads: list[str] = []
+
+    def read(data: bytes, **bounds: int) -> Image.Image:
+        threads.append(threading.current_thread().name)
+        if data == b"odd":
+            raise error("broken PNG file")
+        return read_picture(data, **bounds)
+
+    items = [{"title": "T", "image_base64": base64.b64encode(data).decode()} for data in (b"odd", png("red"))]
+    with serving(lambda request: Reply(200, {"results": items})) as server:
+        tool, into = make(url=server.url), context()
+        monkeypatch.setattr(images_module, "read_picture", read)
+        found = shown(run(tool, into, query="barn"), into)
+    assert found == ["1. T\n(its picture cannot be shown)", "2. T\nimg_idx 0:", ((40, 20), COLORS["red"])]
+    assert "axpo-search" not in threads
+
+
+@pytest.mark.parametrize("max_pixels", [1, 300, 1000])
+@pytest.mark.parametrize("size", [(4000, 20), (20, 4000)])
+def test_no_picture_becomes_a_stripe(max_pixels: int, size: tuple[int, int]) -> None:
+    picture = read_picture(png("red", size), max_pixels=max_pixels)
+    assert max(picture.size) <= 200 * min(picture.size)
+
+
+def test_an_endpoint_that_refuses_one_query_or_all(make: Callable[..., ImageSearchTool]) -> None:
+    def guarded(request: Request) -> Reply:
+        return Reply(403) if "<script>" in request.json["query"] else Reply(200, {"results": []})
+
+    with serving(guarded) as server:
+        with pytest.raises(ToolError, match="HTTP 403"):
+            run(make(url=server.url), context(), query="<script>")
+        server.respond = lambda request: Reply(403)
+        with pytest.raises(ConfigError, match="Check api_key_env"):
+            run(make(url=server.url), context(), query="barn")
 
 
 @pytest.mark.parametrize("body", [b"<html>", [], {"results": 3}, {"results": [3]}, {}])

@@ -13,7 +13,8 @@ import pytest
 
 from axpo.errors import ConfigError, ToolError
 from axpo.images import ContentImageStore
-from axpo.protocols import ToolContext
+from axpo.protocols import StatefulTool, ToolContext
+from axpo.rollout.executor import ToolExecutor
 from axpo.tools.search import SearchTool
 from axpo.tools.search.pages import is_public
 from axpo.tools.search.text import html_text
@@ -73,13 +74,13 @@ Make = Callable[..., tuple[SearchTool, Any]]
 
 def test_a_page_that_was_found_is_read_as_text(web: Web, make: Make) -> None:
     web.pages["/otter"] = Reply(200, PAGE, {"Content-Type": "text/html"})
-    search, page = make()
+    (search, page), into = make(), context()
     url = f"{web.server.url}/otter"
     with pytest.raises(ToolError, match="not among the search results"):
-        run(page, url=url)
+        run(page, into, url=url)
     assert all(request.path != "/otter" for request in web.server.requests)
-    run(search, query="otter")
-    assert run(page, url=url) == "Otters & more\n\nOtters\n\nThey swim été.\n\none\n\ntwo"
+    run(search, into, query="otter")
+    assert run(page, into, url=url) == "Otters & more\n\nOtters\n\nThey swim été.\n\none\n\ntwo"
 
 
 def test_pages_are_recorded_and_replayed_with_their_failures(web: Web, make: Make, tmp_path: Path) -> None:
@@ -88,21 +89,67 @@ def test_pages_are_recorded_and_replayed_with_their_failures(web: Web, make: Mak
     search, page = make(cache_mode="record", **options)
     address = web.server.url
 
-    def read_all(search: SearchTool, page: Any) -> list[str]:
-        run(search, query="otter")
-        texts = [run(page, url=f"{address}/text")]
+    def read_all(search: SearchTool, page: Any, into: ToolContext) -> list[str]:
+        run(search, into, query="otter")
+        texts = [run(page, into, url=f"{address}/text")]
         with pytest.raises(ToolError, match=r"The page cannot be opened: HTTP 410") as caught:
-            run(page, url=f"{address}/gone")
+            run(page, into, url=f"{address}/gone")
         assert caught.value.kind == FailureKind.EXECUTION_ERROR
         return [*texts, str(caught.value)]
 
-    recorded = read_all(search, page)
+    recorded = read_all(search, page, context())
     num_requests = len(web.server.requests)
     search, page = make(cache_mode="replay", **options)
-    assert read_all(search, page) == recorded and len(web.server.requests) == num_requests
-    hit = context()
-    run(page, hit, url=f"{address}/text")
-    assert hit.is_cached
+    into = context()
+    assert read_all(search, page, into) == recorded and len(web.server.requests) == num_requests
+    run(page, into, url=f"{address}/text")
+    assert into.is_cached
+
+
+def test_what_another_rollout_found_opens_nothing_so_that_runs_repeat(web: Web, make: Make) -> None:
+    web.pages["/text"] = Reply(200, b"plain", {"Content-Type": "text/plain"})
+    (search, page), finder, guesser = make(), context(), context()
+    run(search, finder, query="otter")
+    with pytest.raises(ToolError, match="not among the search results"):
+        run(page, guesser, url=f"{web.server.url}/text")
+    assert run(page, finder, url=f"{web.server.url}/text") == "plain"
+    assert isinstance(search, StatefulTool)
+    asyncio.run(search.close_rollout(finder))
+    assert finder.state == {}
+
+
+@pytest.mark.parametrize("mode", ["live", "record"])
+def test_a_branch_opens_what_its_prefix_found_and_asks_for_nothing_again(
+    web: Web, make: Make, tmp_path: Path, mode: str
+) -> None:
+    web.pages["/text"] = Reply(200, b"plain", {"Content-Type": "text/plain"})
+    cache = {"cache": str(tmp_path / "c.sqlite")} if mode == "record" else {}
+    search, page = make(cache_mode=mode, **cache)
+    executor = ToolExecutor(tools={"search": search, "open_page": page})
+    open_it = ToolCall(id="s/1-0", name="open_page", arguments={"url": f"{web.server.url}/text"})
+
+    async def branch() -> None:
+        source = ToolContext(rollout_id="s", images=[], store=ContentImageStore())
+        queries = ["otter", "", "otter"]
+        calls = [ToolCall(id=f"s/0-{n}", name="search", arguments={"query": query}) for n, query in enumerate(queries)]
+        results = [await executor.run(call, source) for call in calls]
+        assert [result.failure is None for result in results] == [True, False, True]
+        web.pages["/new"] = Reply(404)  # the service would answer something else by now
+        num_requests = len(web.server.requests)
+        into = ToolContext(rollout_id="s+0", images=[], store=ContentImageStore())
+        await executor.replay(results, into)
+        assert len(web.server.requests) == num_requests
+        assert (await executor.run(open_it, into)).content[0].text == "plain"
+        fresh = ToolCall(id="s+0/1-0", name="search", arguments={"query": "heron"})
+        assert "/new" in str((await executor.run(fresh, into)).content[0].text)
+
+    asyncio.run(branch())
+
+
+def test_searches_without_pages_are_not_replayed(web: Web) -> None:
+    search = SearchTool(backend="searxng", url=web.server.url)
+    assert not isinstance(search, StatefulTool)
+    search.close()
 
 
 @pytest.mark.parametrize(
@@ -128,18 +175,18 @@ def test_pages_are_recorded_and_replayed_with_their_failures(web: Web, make: Mak
 )
 def test_a_page_that_cannot_be_had_is_told_to_the_model(web: Web, make: Make, reply: Reply, message: str) -> None:
     web.pages["/page"] = reply
-    search, page = make(exclude_domains=["leak.org"])
-    run(search, query="otter")
+    (search, page), into = make(exclude_domains=["leak.org"]), context()
+    run(search, into, query="otter")
     with pytest.raises(ToolError, match=f"The page cannot be opened: .*{message}"):
-        run(page, url=f"{web.server.url}/page")
+        run(page, into, url=f"{web.server.url}/page")
 
 
 def test_without_permission_no_private_address_is_asked(web: Web, make: Make) -> None:
     web.pages["/page"] = Reply(200, PAGE)
-    search, page = make(allow_hosts=[])
-    run(search, query="otter")
+    (search, page), into = make(allow_hosts=[]), context()
+    run(search, into, query="otter")
     with pytest.raises(ToolError, match="not on the public web"):
-        run(page, url=f"{web.server.url}/page")
+        run(page, into, url=f"{web.server.url}/page")
     assert [request.path.partition("?")[0] for request in web.server.requests] == ["/search"]
 
 
@@ -148,8 +195,8 @@ def test_the_connection_goes_to_the_address_that_was_checked(
 ) -> None:
     """A name that resolves anew at connection time would let a page turn private after the check."""
     web.pages["/page"] = Reply(302, b"", {"Location": f"{web.server.url.replace('127.0.0.1', 'pages.example')}/real"})
-    search, page = make()
-    run(search, query="otter")  # /real is no result
+    (search, page), into = make(), context()
+    run(search, into, query="otter")  # /real is no result
     web.pages["/real"] = Reply(200, b"real", {"Content-Type": "text/plain"})
     lookups: list[str] = []
 
@@ -159,18 +206,18 @@ def test_the_connection_goes_to_the_address_that_was_checked(
 
     monkeypatch.setattr("axpo.tools.search.pages.is_public", lambda address: True)  # pyright: ignore
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    assert run(page, url=f"{web.server.url}/page") == "real"
+    assert run(page, into, url=f"{web.server.url}/page") == "real"
     assert lookups == ["pages.example"]
     port = web.server.url.rpartition(":")[2]
     assert web.server.requests[-1].headers["host"] == f"pages.example:{port}"
 
 
 def test_a_page_that_never_ends_is_given_up(web: Web, make: Make) -> None:
-    search, page = make(timeout_s=0.2)
+    (search, page), into = make(timeout_s=0.2), context()
     web.pages["/slow"] = Reply(200, iter(lambda: web.server.ended.wait(0.01) or b" ", True))
-    run(search, query="otter")
+    run(search, into, query="otter")
     with pytest.raises(ToolError, match=r"The page cannot be opened: .*0\.2 s"):
-        run(page, url=f"{web.server.url}/slow")
+        run(page, into, url=f"{web.server.url}/slow")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
-from axpo.errors import ConfigError
+from axpo.errors import ConfigError, ToolFault
 from axpo.types import JsonValue
 
 _FORMAT = 1
 _BUSY_TIMEOUT_S = 5.0
+_READ_TIMEOUT_S = 0.1
+"""Reads hold up the event loop; who finds the file locked comes again."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, request TEXT NOT NULL, outcome TEXT NOT NULL, is_final INTEGER NOT NULL, unix_time_s REAL
@@ -56,13 +58,19 @@ class AnswerCache:
             raise ConfigError(f"search: cache {self.path}: its folder does not exist. Create it.")
         # two connections: a write that waits for another process holds up no reader
         self._reader, self._read_lock = self._open(may_create=not must_exist), threading.Lock()
+        self._reader.execute(f"PRAGMA busy_timeout = {round(1000 * _READ_TIMEOUT_S)}")
         self._writer, self._write_lock = self._open(may_create=not must_exist), threading.Lock()
 
     def get(self, request: Mapping[str, JsonValue]) -> tuple[JsonValue, bool] | None:
-        """The stored outcome and whether it is final."""
+        """The stored outcome and whether it is final. Raises `ToolFault` while the file is locked."""
         with self._read_lock, self._readable():
             query = "SELECT outcome, is_final FROM answers WHERE key = ?"
-            row = self._reader.execute(query, (_key(request),)).fetchone()
+            try:
+                row = self._reader.execute(query, (_key(request),)).fetchone()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
+                raise ToolFault(f"search: cache {self.path} is locked by another program") from error
             return None if row is None else (json.loads(row[0]), bool(row[1]))
 
     def put(self, request: Mapping[str, JsonValue], outcome: JsonValue, *, is_final: bool) -> JsonValue:
@@ -77,8 +85,10 @@ class AnswerCache:
             return outcome
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
-        standing = self.get(request)
-        return outcome if standing is None else standing[0]
+        with contextlib.suppress(ToolFault):  # locked for reading: what came counts
+            if (standing := self.get(request)) is not None:
+                return standing[0]
+        return outcome
 
     def reserve(self, service: str, limit: int) -> bool:
         """Count one more request to a service; False when `limit` have been sent through this file."""

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 3
 _MAX_RETRY_AFTER_S = 60.0
-_REFUSED = (400, 413, 414, 422)
 _USED_UP = (402, 432, 433)
 """402 by HTTP; 432 and 433 are Tavily's plan and pay-as-you-go limits."""
+_TRANSIENT = (408, 425)
+"""The server did not wait for the request, or wants it again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,15 @@ class Answer:
 
 
 class RequestRefused(Exception):
-    """The service answered that it does not take this request as it is: the query's fault, or the configuration's."""
+    """The service answered that it does not take this request: the query's fault, or the configuration's.
+
+    `hint` says where the user has to look in the second case. `is_access`: HTTP 401, which no query deserves.
+    """
+
+    def __init__(self, message: str, *, hint: str, is_access: bool = False) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.is_access = is_access
 
 
 class TooManyRequests(ToolFault):
@@ -45,6 +54,10 @@ class TooManyRequests(ToolFault):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NoResults(ToolFault):
+    """Nothing was found, perhaps because a part of the service is out of order."""
 
 
 class HttpClient:
@@ -115,16 +128,14 @@ def read_json(answer: Answer, *, service: str, key_hint: str, secret: str | None
     if secret:
         said = said.replace(secret, "***")
     message = f"{service} answered HTTP {answer.status}: {said or 'nothing'}"
-    if answer.status in (401, 403):
-        raise ConfigError(f"{message}. {key_hint}")
     if answer.status in _USED_UP:
         raise QuotaError(f"{message}. Its plan is used up: raise the limit there, then go on with --resume.")
     if answer.status == 429:
         raise TooManyRequests(message, retry_after_s=_retry_after_s(answer.headers.get("retry-after", "")))
-    if answer.status in _REFUSED:
-        raise RequestRefused(message)
-    if 400 <= answer.status < 500 and answer.status not in (408, 425):
-        raise ConfigError(f"{message}. Check the option url.")
+    if 400 <= answer.status < 500 and answer.status not in _TRANSIENT:
+        hints = {401: key_hint, 403: key_hint, 404: "Check the option url."}
+        hint = hints.get(answer.status, "Check the options of the search tool.")
+        raise RequestRefused(message, hint=hint, is_access=answer.status == 401)
     raise ToolFault(message)
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from axpo.errors import ConfigError, DataError, ToolError, ToolFault
+from axpo.errors import ConfigError, DataError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.protocols import ToolContext
+from axpo.threads import run_in_daemon_thread
 from axpo.tools.search.http import HttpClient, check_url, read_json, read_key
 from axpo.tools.search.local import LocalIndex
 from axpo.tools.search.pages import PageFetcher
+from axpo.tools.search.proof import PROBE_QUERY
 from axpo.tools.search.results import (
     MAX_QUERY_CHARS,
     Domains,
@@ -94,6 +96,7 @@ class ImageSearchTool:
         )
         self._service = Service(
             name,
+            probe=partial(self._endpoint.items, PROBE_QUERY, 1),
             cache=cache,
             cache_mode=cache_mode,
             max_requests=max_requests,
@@ -131,7 +134,7 @@ class ImageSearchTool:
         for document, _ in self._index.search(query, max_results):
             try:
                 picture = read_picture(Path(document.image).read_bytes(), max_pixels=self._max_pixels)
-            except (OSError, DataError) as error:
+            except Exception as error:  # decoders raise what they like
                 raise ConfigError(
                     f"{self.spec.name}: picture {document.image} of the index cannot be read: {error}. "
                     f"Restore it, or build {self._index.folder} anew."
@@ -181,6 +184,10 @@ class _Endpoint:
 
     async def search(self, query: str, max_results: int) -> JsonValue:
         """Captions and pictures (PNG in base 64, scaled down) as JSON."""
+        return [await self._read_item(item) for item in await self.items(query, max_results)]
+
+    async def items(self, query: str, max_results: int) -> list[dict[str, Any]]:
+        """The endpoint's own results."""
         key = read_key(self._name, self._key_env) if self._key_env else None
         answer = await self._client.request(
             "POST",
@@ -192,18 +199,17 @@ class _Endpoint:
         items = cast("dict[str, Any]", body).get("results") if isinstance(body, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in cast("list[Any]", items)):
             raise ToolFault(f"{self._name}: the endpoint's answer has no list of results")
-        return [await self._read_item(item) for item in cast("list[dict[str, Any]]", items)[:max_results]]
+        return cast("list[dict[str, Any]]", items)[:max_results]
 
     async def _read_item(self, item: Mapping[str, Any]) -> dict[str, JsonValue]:
         title = item.get("title")
         caption = shorten(title, 1000) if isinstance(title, str) else ""
         try:
-            picture = read_picture(await self._image_bytes(item), max_pixels=self._max_pixels, max_px=MAX_FETCHED_PX)
-        except (ToolError, ToolFault, DataError, OSError, ValueError):
+            # not in the loop, which serves all searches: decoding takes seconds
+            png = await run_in_daemon_thread(_to_png, await self._image_bytes(item), self._max_pixels)
+        except Exception:  # a picture's decoder raises what it likes; the others are shown
             return {"caption": caption, "png": None}
-        buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        return {"caption": caption, "png": base64.b64encode(buffer.getvalue()).decode()}
+        return {"caption": caption, "png": png}
 
     async def _image_bytes(self, item: Mapping[str, Any]) -> bytes:
         encoded, url = item.get("image_base64"), item.get("image_url")
@@ -221,8 +227,16 @@ class _Endpoint:
         await self._image_client.close()
 
 
+def _to_png(data: bytes, max_pixels: int) -> str:
+    buffer = io.BytesIO()
+    read_picture(data, max_pixels=max_pixels, max_px=MAX_FETCHED_PX).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def read_picture(data: bytes, *, max_pixels: int, max_px: int | None = None) -> Image:
-    """The picture, upright and scaled down to `max_pixels`. Raises `DataError` when it is none, or above `max_px`."""
+    """The picture, upright and scaled down to `max_pixels`. Raises `DataError` when it is none, or above `max_px`; its
+    decoder may raise anything.
+    """
     from PIL.Image import Resampling
 
     store = ContentImageStore(max_decoded_px=1)
@@ -234,7 +248,9 @@ def read_picture(data: bytes, *, max_pixels: int, max_px: int | None = None) -> 
     scale = math.sqrt(max_pixels / (width * height))
     if scale >= 1:
         return image
-    size = (max(1, math.floor(width * scale)), max(1, math.floor(height * scale)))
+    new_width, new_height = max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+    # rounding must not make a stripe of what was none
+    size = (min(new_width, _MAX_ASPECT_RATIO * new_height), min(new_height, _MAX_ASPECT_RATIO * new_width))
     return image.resize(size, Resampling.BICUBIC)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import partial
 from typing import cast
@@ -25,33 +24,35 @@ from axpo.types import Content, FailureKind, ToolCall, ToolSpec
 MAX_PARTS = 1000
 _MAX_HOPS = 5
 _MAX_TEXT_CHARS = 200_000
-_MAX_KNOWN = 200_000
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class KnownPages:
-    """Addresses that searches returned, the latest ones."""
+    """The addresses that a rollout's own searches returned, kept in its context: what other rollouts find, and when,
+    decides nothing, so that a replayed run repeats.
+    """
 
-    def __init__(self) -> None:
-        self._urls: OrderedDict[str, None] = OrderedDict()
+    def __init__(self, search_name: str) -> None:
+        self._key = f"{search_name}: addresses found"
 
-    def add(self, urls: Iterable[str]) -> None:
+    def add(self, urls: Iterable[str], context: ToolContext) -> None:
         """Remember them."""
-        for url in urls:
-            self._urls[url] = None
-            self._urls.move_to_end(url)
-        while len(self._urls) > _MAX_KNOWN:
-            self._urls.popitem(last=False)
+        context.state.setdefault(self._key, set()).update(urls)
 
-    def __contains__(self, url: str) -> bool:
-        return url in self._urls
+    def has(self, url: str, context: ToolContext) -> bool:
+        """True when a search of the rollout returned it."""
+        return url in context.state.get(self._key, ())
+
+    def forget(self, context: ToolContext) -> None:
+        """The rollout has ended."""
+        context.state.pop(self._key, None)
 
 
 class OpenPageTool:
     """Text of a page, in parts of `max_chars` characters.
 
-    A document of a local index is read from there. On the web, only addresses that the search tool returned can be
-    opened (by any rollout: a branch has the results of its source), so that the model can send nothing out by an
+    A document of a local index is read from there. On the web, only addresses that a search of the same rollout
+    returned can be opened (a branch replays the searches of its prefix), so that the model can send nothing out by an
     address of its own making. A page that cannot be had is a `ToolError`: nobody but the model chose it.
     """
 
@@ -72,7 +73,7 @@ class OpenPageTool:
         self._index = index
         self._service = service
         self._fetcher = fetcher
-        self._known = known or KnownPages()
+        self._known = known
         self._max_chars = max_chars
         self.spec = ToolSpec(
             name=name,
@@ -114,8 +115,8 @@ class OpenPageTool:
             if document is None:
                 raise self._unknown()
             return f"{document.title}\n\n{document.text}".strip()
-        assert self._service is not None and self._fetcher is not None
-        if url not in self._known:
+        assert self._service is not None and self._fetcher is not None and self._known is not None
+        if not self._known.has(url, context):
             raise self._unknown()
         request = {"backend": "page", "url": url, **self._fetcher.identity}
         read = partial(self._fetcher.text, url)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from axpo.errors import ToolFault
-from axpo.tools.search.http import HttpClient, check_url, read_json, read_key
+from axpo.tools.search.http import HttpClient, NoResults, check_url, read_json, read_key
 from axpo.tools.search.results import Domains, SearchResult, one_line, read_results
 from axpo.types import JsonValue
 
@@ -53,5 +53,5 @@ class SearxngBackend:
         results = read_results(fields.get("results"), service="SearXNG", fields=("title", "url", "content"))
         if not results and fields.get("unresponsive_engines"):
             engines = one_line(str(fields["unresponsive_engines"]))[:200]
-            raise ToolFault(f"SearXNG: no results, and these engines did not answer: {engines}")
+            raise NoResults(f"SearXNG: no results, and these engines did not answer: {engines}")
         return self._domains.filter(results)[:max_results]

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, cast, get_args
 from weakref import WeakValueDictionary
 
 from axpo.errors import ConfigError, QuotaError, ToolError, ToolFault
 from axpo.protocols import ToolContext
 from axpo.tools.search.cache import AnswerCache, canonical
-from axpo.tools.search.http import RequestRefused, TooManyRequests
+from axpo.tools.search.http import NoResults, RequestRefused, TooManyRequests
 from axpo.tools.search.loop_thread import LoopThread
+from axpo.tools.search.proof import Proof
+from axpo.tools.search.rate import RateLimiter
 from axpo.types import FailureKind, JsonValue
 
 CacheMode = Literal["live", "record", "replay"]
+_MAX_CALLS = 50_000
+"""Answers kept for branches, far more than a step has: about 5 KB each."""
+Ask = Callable[[], Awaitable[JsonValue]]
+"""Sends a request: one attempt."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,34 +43,6 @@ class ServiceStats:
     """Of the requests that were answered."""
 
 
-class RateLimiter:
-    """At most `per_s` requests a second, evenly spaced, and none while the service asks for patience."""
-
-    def __init__(
-        self,
-        per_s: float | None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
-    ) -> None:
-        self._interval_s = 1.0 / per_s if per_s else 0.0
-        self._clock = clock
-        self._sleep = sleep
-        self._next_s = 0.0
-
-    async def wait(self) -> None:
-        """Return when it is this request's turn; turns are in order of the calls."""
-        now_s = self._clock()
-        turn_s = max(now_s, self._next_s)
-        self._next_s = turn_s + self._interval_s
-        if turn_s > now_s:
-            await self._sleep(turn_s - now_s)
-
-    def pause(self, seconds: float) -> None:
-        """Let no further request go for a while."""
-        self._next_s = max(self._next_s, self._clock() + seconds)
-
-
 class Service:
     """A service asked over the network, with everything that surrounds the asking.
 
@@ -72,12 +52,17 @@ class Service:
 
     `max_requests` bounds what is sent through the cache file, by all processes and runs that share it, or without a
     cache by this object; a request without an answer does not count.
+
+    `probe` sends a query that the service answers if it answers any. It tells a query that the service refuses (a
+    `ToolError`) from a service that refuses all (a `ConfigError`), and results that are not there from engines that do
+    not work. None: the service always works.
     """
 
     def __init__(
         self,
         name: str,
         *,
+        probe: Callable[[], Awaitable[Any]] | None = None,
         cache: str | None = None,
         cache_mode: CacheMode = "live",
         max_requests: int | None = None,
@@ -105,7 +90,9 @@ class Service:
         self._num_reserved = 0
         self._cost_usd = cost_per_request
         self._limiter = limiter or RateLimiter(requests_per_second)
+        self._proof = Proof(partial(self._send, probe or _nothing))
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._calls: OrderedDict[str, dict[str, JsonValue]] = OrderedDict()
         self._stats = ServiceStats()
 
     @property
@@ -121,18 +108,21 @@ class Service:
     async def answer(
         self,
         request: Mapping[str, JsonValue],
-        ask: Callable[[], Awaitable[JsonValue]],
+        ask: Ask,
         context: ToolContext,
         *,
         is_paid: bool = True,
+        call_id: str | None = None,
     ) -> JsonValue:
         """The answer to a request (its key in the cache), from the cache or by `ask`, which runs in the thread.
 
-        What is not paid for (`is_paid`) knows no quota, rate or cost.
+        What is not paid for (`is_paid`) knows no quota, rate or cost. Without a cache, a call with an id is asked for
+        once: when a branch replays it, it gets the answer it had.
 
         Raises what `ask` raises, of which `ToolError` and `ToolFault` are stored too: a replayed run meets them again.
         """
-        outcome = self._stored(request)
+        call = f"{call_id} {canonical(dict(request))}" if call_id is not None and self._cache is None else None
+        outcome = self._stored(request) if call is None else self._calls.get(call)
         context.is_cached = outcome is not None
         if outcome is None:
             if self.is_replaying:
@@ -140,7 +130,11 @@ class Service:
                     f"{self.name}: not in the cache {self._path()}: {canonical(dict(request))[:500]}. The replayed run "
                     "differs from the recorded one: same seeds, options and weights? Or use cache_mode = 'record'."
                 )
-            outcome, context.is_cached = await self.thread.run(self._ask_once(request, ask, is_paid))
+            outcome, context.is_cached = await self.thread.run(self._ask_once(request, ask, context, is_paid))
+            if call is not None and "fault" not in outcome:
+                self._calls[call] = outcome
+                while len(self._calls) > _MAX_CALLS:
+                    self._calls.popitem(last=False)
         return _unwrap(outcome)
 
     def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
@@ -160,40 +154,73 @@ class Service:
         return cast("dict[str, JsonValue]", found[0])
 
     async def _ask_once(
-        self, request: Mapping[str, JsonValue], ask: Callable[[], Awaitable[JsonValue]], is_paid: bool
+        self, request: Mapping[str, JsonValue], ask: Ask, context: ToolContext, is_paid: bool
     ) -> tuple[dict[str, JsonValue], bool]:
         if self._cache is None:
-            return await self._ask(ask, is_paid), False
+            return await self._ask(ask, context, is_paid), False
         lock = self._locks.setdefault(canonical(dict(request)), asyncio.Lock())
+        queued_s = time.monotonic()
         async with lock:
+            context.waited_s += time.monotonic() - queued_s
             if (found := self._stored(request)) is not None:
                 return found, True
-            outcome = await self._ask(ask, is_paid)
+            outcome = await self._ask(ask, context, is_paid)
             standing = self._cache.put(request, outcome, is_final="fault" not in outcome)
             return cast("dict[str, JsonValue]", standing), False
 
-    async def _ask(self, ask: Callable[[], Awaitable[JsonValue]], is_paid: bool) -> dict[str, JsonValue]:
-        outcome: dict[str, JsonValue] = {}
-        if is_paid:
-            self._reserve()
+    async def _ask(self, ask: Ask, context: ToolContext, is_paid: bool) -> dict[str, JsonValue]:
         try:
             if is_paid:
-                await self._limiter.wait()
+                return {"value": await self._ask_paid(ask, context)}
             self._stats.requests += 1
-            outcome = {"value": await ask()}
+            return {"value": await ask()}
         except ToolError as error:
-            outcome = {"refused": error.message, "kind": str(error.kind)}
-        except RequestRefused as error:
-            outcome = {"refused": f"The search service refuses this. {error}", "kind": str(FailureKind.BAD_ARGUMENTS)}
+            return {"refused": error.message, "kind": str(error.kind)}
         except ToolFault as error:
-            if isinstance(error, TooManyRequests):
-                self._limiter.pause(error.retry_after_s)
             self._stats.faults += 1
-            outcome = {"fault": str(error), "can_retry": error.can_retry}
+            return {"fault": str(error), "can_retry": error.can_retry}
+
+    async def _ask_paid(self, ask: Ask, context: ToolContext) -> JsonValue:
+        asked_s = time.monotonic()
+        try:
+            return await self._send(ask, context)
+        except NoResults:
+            await self._require_proof(context)
+            return []
+        except RequestRefused as refusal:
+            try:
+                # a key may be withdrawn during the run: earlier answers prove nothing then
+                await self._require_proof(context, since_s=asked_s if refusal.is_access else None)
+            except RequestRefused:
+                raise ConfigError(f"{self.name}: {refusal}. {refusal.hint}") from refusal
+            message = f"The search service refuses this. {refusal}"
+            raise ToolError(FailureKind.BAD_ARGUMENTS, message) from refusal
+
+    async def _require_proof(self, context: ToolContext, *, since_s: float | None = None) -> None:
+        started_s = time.monotonic()
+        try:
+            await self._proof.require(since_s=since_s)
+        finally:
+            context.waited_s += time.monotonic() - started_s
+
+    async def _send(self, ask: Ask, context: ToolContext | None = None) -> JsonValue:
+        """One request that is paid for: its place in the quota, its turn, its cost."""
+        self._reserve()
+        is_answered = False
+        try:
+            waited_s = await self._limiter.wait()
+            if context is not None:
+                context.waited_s += waited_s
+            self._stats.requests += 1
+            value = await ask()
+            is_answered = True
+            self._proof.add_answer()
+            return value
+        except TooManyRequests as error:
+            self._limiter.pause(error.retry_after_s)
+            raise
         finally:  # also when it is cancelled
-            if is_paid:
-                self._settle(is_answered="value" in outcome)
-        return outcome
+            self._settle(is_answered=is_answered)
 
     def _reserve(self) -> None:
         if self._max_requests is None:
@@ -216,6 +243,10 @@ class Service:
             self._num_reserved -= 1
             if self._cache is not None:
                 self._cache.release(self.name)
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _unwrap(outcome: Mapping[str, JsonValue]) -> JsonValue:

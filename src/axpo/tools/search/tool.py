@@ -8,9 +8,10 @@ from typing import Any, cast
 
 from axpo.errors import ConfigError
 from axpo.protocols import Tool, ToolContext
-from axpo.tools.search.http import HttpClient, RequestRefused, read_key
+from axpo.tools.search.http import HttpClient, read_key
 from axpo.tools.search.local import LocalBackend, LocalIndex
 from axpo.tools.search.pages import KnownPages, OpenPageTool, PageFetcher
+from axpo.tools.search.proof import PROBE_QUERY
 from axpo.tools.search.results import (
     MAX_QUERY_CHARS,
     Domains,
@@ -29,14 +30,14 @@ from axpo.types import Content, JsonValue, ToolCall, ToolSpec
 MAX_RESULTS = 20
 _MAX_JSON_BYTES = 4_000_000
 _MAX_PAGE_BYTES = 2_000_000
-_PROBE = "weather"
-"""A query that no service refuses."""
 
 
 class SearchTool:
     """Numbered results with title, address and a passage. `docs/search.md` lists the options.
 
-    With `fetch`, `companions` holds the tool `open_page`, which shares cache, quota and connections.
+    With `fetch`, `companions` holds the tool `open_page`, which shares cache, quota and connections. On the web it
+    opens what the rollout's searches returned: the tool then is an `axpo.protocols.StatefulTool`, whose calls a branch
+    replays; they get the answers they had.
     """
 
     bounds_its_time = True
@@ -70,10 +71,9 @@ class SearchTool:
         self.spec = _spec(name)
         self._max_snippet_chars = max_snippet_chars
         self._domains = Domains(include=include_domains, exclude=exclude_domains)
-        self._known = KnownPages()
+        self._known: KnownPages | None = None
         self._service: Service | None = None
         self._clients: list[HttpClient] = []
-        self._is_proven = False
         if backend == "local":
             network = {"url": url, "api_key_env": api_key_env, "cache": cache, "max_requests": max_requests}
             if given := [option for option, value in network.items() if value is not None]:
@@ -94,6 +94,7 @@ class SearchTool:
             self._backend = self._network_backend(backend, url=url, key_env=key_env, search_depth=search_depth)
             self._service = Service(
                 name,
+                probe=partial(self._backend.search, PROBE_QUERY, 1),
                 cache=cache,
                 cache_mode=cache_mode,
                 max_requests=max_requests,
@@ -101,7 +102,10 @@ class SearchTool:
                 cost_per_request=cost_per_request,
             )
             fetcher = PageFetcher(self._clients[1], self._domains, allow_hosts=allow_hosts)
-            pages = partial(OpenPageTool, service=self._service, fetcher=fetcher, known=self._known)
+            known = KnownPages(name)
+            pages = partial(OpenPageTool, service=self._service, fetcher=fetcher, known=known)
+            if fetch:  # otherwise there is nothing to replay
+                self._known, self.close_rollout = known, self._close_rollout
         self.companions: tuple[Tool, ...] = (pages("open_page", max_chars=max_page_chars),) if fetch else ()
 
     async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
@@ -114,17 +118,24 @@ class SearchTool:
         refuse_unknown(name, call.arguments, self.spec.parameters["properties"])
         query = read_query(name, call.arguments)
         max_results = read_count(name, call.arguments, "max_results", default=5, maximum=MAX_RESULTS)
-        results = await self.search(query, max_results, context)
+        results = await self._search(query, max_results, context, call_id=call.id if self._known is not None else None)
         return (Content(text=format_results(results, max_snippet_chars=self._max_snippet_chars)),)
 
     async def search(self, query: str, max_results: int, context: ToolContext) -> list[SearchResult]:
         """The results themselves."""
+        return await self._search(query, max_results, context, call_id=None)
+
+    async def _search(
+        self, query: str, max_results: int, context: ToolContext, *, call_id: str | None
+    ) -> list[SearchResult]:
         if self._service is None:
             return await self._backend.search(query, max_results)
         request = {**self._backend.identity, "query": query, "max_results": max_results}
-        stored = await self._service.answer(request, partial(self._ask, query, max_results), context)
+        ask = partial(self._ask, query, max_results)
+        stored = await self._service.answer(request, ask, context, call_id=call_id)
         results = [SearchResult(**cast("dict[str, Any]", entry)) for entry in cast("list[Any]", stored)]
-        self._known.add(result.url for result in results)
+        if self._known is not None:
+            self._known.add((result.url for result in results), context)
         return results
 
     def stats(self) -> dict[str, float]:
@@ -136,28 +147,16 @@ class SearchTool:
         if self._service is not None:
             self._service.close(self._close_clients())
 
+    async def _close_rollout(self, context: ToolContext) -> None:
+        if self._known is not None:
+            self._known.forget(context)
+
     async def _close_clients(self) -> None:
         for client in self._clients:
             await client.close()
 
     async def _ask(self, query: str, max_results: int) -> JsonValue:
-        try:
-            results = await self._backend.search(query, max_results)
-        except RequestRefused as error:
-            await self._prove(error)
-            raise
-        self._is_proven = True
-        return [result.to_json() for result in results]
-
-    async def _prove(self, refusal: RequestRefused) -> None:
-        """Tell a service that refuses this query from one that refuses all, which is the configuration's fault."""
-        if self._is_proven:
-            return
-        try:
-            await self._backend.search(_PROBE, 1)
-            self._is_proven = True
-        except RequestRefused:
-            raise ConfigError(f"{self.spec.name}: {refusal}. Check the options of the search tool.") from refusal
+        return [result.to_json() for result in await self._backend.search(query, max_results)]
 
     def _network_backend(
         self, backend: str, *, url: str | None, key_env: str | None, search_depth: str
