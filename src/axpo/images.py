@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_PX = 178_956_970
 """Pictures above this many pixels are refused before they are decoded (Pillow's own decompression-bomb bound)."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded. Pillow knows more, EPS among them, for which it starts another program."""
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SIDEWAYS = (5, 6, 7, 8)
 """Orientations in which a camera was held sideways: width and height change places when the picture is upright."""
@@ -109,7 +111,7 @@ class ContentImageStore:
         from PIL import Image as PilImage
         from PIL import ImageOps
 
-        with PilImage.open(io.BytesIO(self._read(sha256))) as image:
+        with PilImage.open(io.BytesIO(self._read(sha256)), formats=FORMATS) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
 
 
@@ -120,7 +122,7 @@ def _probe(data: bytes, origin: str) -> tuple[int, int, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PilImage.DecompressionBombWarning)
-            with PilImage.open(io.BytesIO(data)) as image:
+            with PilImage.open(io.BytesIO(data), formats=FORMATS) as image:
                 width_px, height_px = image.size
                 if image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS:
                     width_px, height_px = height_px, width_px

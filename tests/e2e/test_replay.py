@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from axpo.cli.tools import build_tools
 from axpo.engines.hf import HfEngine
 from axpo.images import ContentImageStore
 from axpo.models.loading import load_model
@@ -53,7 +54,7 @@ def sample(server: Server, cache: Path, mode: Any) -> tuple[Rollout, ...]:
     setup = RolloutSetup(
         engine=engine,
         renderer=renderer,
-        executor=ToolExecutor(tools={"search": tool}),
+        executor=ToolExecutor(tools={**build_tools(["image_zoom_in", "python"], {}), "search": tool}),
         reward_for=lambda problem: REWARDS[problem.answer_kind],
         store=store,
         limits=RolloutLimits(max_tool_turns=2, max_response_tokens=160),
@@ -92,5 +93,6 @@ def test_a_recorded_run_repeats_without_the_service(tmp_path: Path, monkeypatch:
     assert [timeless(rollout) for rollout in replayed] == [timeless(rollout) for rollout in recorded]
     for again, once in zip(replayed, recorded, strict=True):  # which rollouts share a batch differs
         assert again.behavior_logprobs == pytest.approx(once.behavior_logprobs, abs=1e-4)
-    searches = [result for rollout in replayed for result in rollout.tool_results if result.failure is None]
+    results = [result for rollout in replayed for result in rollout.tool_results if result.failure is None]
+    searches = [result for result in results if result.call.name == "search"]
     assert searches and all(result.is_cached for result in searches)

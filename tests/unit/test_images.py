@@ -80,3 +80,9 @@ def test_decoded_pictures_are_bounded_by_pixels_the_last_used_stay() -> None:
     store.load(third)  # 300 pixels: the one used longest ago goes
     assert store.load(first) is kept
     assert store.load(second) is not other
+
+
+def test_formats_that_start_other_programs_are_refused() -> None:
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(DataError, match="not a readable image"):
+        ContentImageStore().add_bytes(eps)
