@@ -91,19 +91,20 @@ class ToolExecutor:
     async def run(self, call: ToolCall, context: ToolContext, *, offered: Sequence[str] | None = None) -> ToolResult:
         """One call. `offered`: names of the tools that the rollout may use; None: all.
 
-        Raises `ToolFault` when the tool failed by a fault of ours at every try. `QuotaError` and `UserError` pass.
+        Raises `ToolFault` when the tool failed by a fault of ours at every try. What ends the run passes: `QuotaError`,
+        and what the user has to mend.
         """
         started_s = self.clock()
         if (failure := self._refuse(call, list(self.tools if offered is None else offered))) is not None:
             return ToolResult(call=call, failure=failure)
         limits = self.limits.get(call.name, self.default_limits)
-        context.is_cached, context.is_cut, context.waited_s = False, False, 0.0
+        context.is_cached = context.is_cut = False
         num_tries, queued_s = 0, 0.0
         while True:
             num_tries += 1
             try:
                 async with self._admitted(call.name, limits):
-                    queued_s = self.clock() - started_s
+                    queued_s, context.waited_s = self.clock() - started_s, 0.0
                     content, failure = await self._try(self.tools[call.name], call, context, limits)
                 break
             except ToolFault as fault:
