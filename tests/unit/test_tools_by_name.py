@@ -83,7 +83,7 @@ def test_limits_are_looked_up_by_the_name_the_model_knows() -> None:
     assert python.timeout_s > 31, "the tool ends long calls itself; the executor's timeout is the second fence"
     with pytest.raises(ConfigError, match=r"data\.tool_limits: no tool is called 'pyton'"):
         build_executor(config(tools=["python"], tool_limits={"pyton": {}}), shorten=shorten_by_bytes)
-    with pytest.raises(ConfigError, match=r"data\.tool_limits\.python\.timeout"):
+    with pytest.raises(ConfigError, match=r"unknown option; did you mean data\.tool_limits\.python\.timeout_s\?"):
         config(tools=["python"], tool_limits={"python": {"timeout": 3}})
 
 

@@ -262,6 +262,8 @@ def _options_of(table: Any) -> tuple[str, ...]:
 
 def _suggestion(name: str) -> str:
     known = option_names() if "." in name else tuple(Config.model_fields)
+    if name.startswith("data.tool_limits."):
+        known = tuple(f"{name.rpartition('.')[0]}.{option}" for option in ToolLimitsConfig.model_fields)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not nearest and "." in name:
         option = name.rpartition(".")[2]
