@@ -1,6 +1,6 @@
 """Trains the mini model's base checkpoint from random weights: it learns to see, to locate and to read.
 
-    python recipes/mini_cpu/pretrain.py --out build/mini_base          # about half an hour on one core
+    python recipes/mini_cpu/pretrain.py --mixed --out build/mini_base          # about an hour on one core
 
 Next-token loss alone takes very long to teach a model of this size where to look. So there are three stages, and two
 helpers that leave no trace in the checkpoint:
@@ -891,7 +891,7 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, help="OUT.tower.pt of an earlier run: what stage 1 starts from")
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--see-steps", type=int, default=7000)
-    parser.add_argument("--speak-steps", type=int, default=1000)
+    parser.add_argument("--speak-steps", type=int, default=4000)
     parser.add_argument("--join-steps", type=int, default=400)
     parser.add_argument("--views-per-step", type=int, default=8)
     parser.add_argument("--rows-per-step", type=int, default=32)
