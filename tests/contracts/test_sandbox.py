@@ -314,7 +314,8 @@ def stop(server: SandboxServer) -> set[int]:
     keeper = server._keeper._process.pid  # type: ignore[union-attr]
     processes = {keeper} | descendants(keeper)
     for pid in processes:
-        os.kill(pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):  # an interpreter that was just killed
+            os.kill(pid, signal.SIGSTOP)
     return processes
 
 
