@@ -120,6 +120,7 @@ def _processes(commands: Sequence[list[str]], logs: Path) -> Generator[list[_Pro
             with contextlib.suppress(subprocess.TimeoutExpired):
                 run.process.wait(timeout=10)
             run.process.kill()
+            run.process.wait()
 
 
 def _watch(console: Console, runs: Sequence[_Process], targets: Sequence[tuple[str, Path, int]]) -> None:
