@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from axpo.types import (
     Completion,
@@ -17,7 +17,9 @@ from axpo.types import (
     ImageRef,
     Message,
     Problem,
+    SamplingParams,
     Segment,
+    TokenUsage,
     ToolCall,
     ToolResult,
     ToolSpec,
@@ -62,6 +64,48 @@ class ChecksummedEngine(InferenceEngine, Protocol):
 
         Each weight once, tied and replicated ones too, in the run's `model.dtype`; the sums of shards add up.
         """
+        ...
+
+
+# -- chat models ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """One call of a chat model: write the next assistant message."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    max_new_tokens: int
+    sampling: SamplingParams
+    seed: int
+    """A wish: hosted services may not keep it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatReply:
+    """The message, and what it took."""
+
+    message: Message
+    finish_reason: Literal["stop", "length"]
+    usage: TokenUsage | None = None
+    """None when the service does not say."""
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """Continues conversations of messages; what a hosted model offers in place of tokens."""
+
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        """The next assistant message.
+
+        Raises `axpo.errors.EngineFault` when the service failed at every try, `axpo.errors.QuotaError` when it is used
+        up, `axpo.errors.ConfigError` when it refuses what the user asked for (an unknown model, a wrong key).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
         ...
 
 

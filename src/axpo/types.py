@@ -165,6 +165,12 @@ class ToolResult:
         if bool(self.content) == (self.failure is not None):
             raise RecordError(f"ToolResult {self.call.id}: exactly one of content and failure must be given")
 
+    @property
+    def message(self) -> Message:
+        """What the model reads of it: the content, or the failure's message in its place."""
+        content = self.content if self.failure is None else (Content(text=self.failure.message),)
+        return Message(role="tool", content=content, tool_call_id=self.call.id)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
@@ -174,6 +180,8 @@ class Message:
     content: tuple[Content, ...] = ()
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    """Of a tool message: the call it answers."""
 
     @property
     def text(self) -> str:
@@ -232,10 +240,14 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of every token that this request has sampled before; 0 in training."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise RecordError(f"SamplingParams: need temperature >= 0, 0 < top_p <= 1, top_k >= 0; got {self}")
+        if not -2 <= self.presence_penalty <= 2:
+            raise RecordError(f"SamplingParams: need a presence_penalty of -2 to 2, got {self.presence_penalty}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +362,83 @@ class Rollout:
         """Tokens that this rollout sampled itself: those of an inherited prefix are not counted."""
         inherited = self.prefix.num_tokens if self.prefix is not None else 0
         return sum(max(0, s.stop - max(s.start, inherited)) for s in self.segments if s.kind.is_sampled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenUsage:
+    """Tokens of a dialogue's model calls, added up, as whoever sampled them counted."""
+
+    prompt_tokens: int = 0
+    """The context is counted again at every call."""
+    completion_tokens: int = 0
+
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """A whole dialogue as messages: all that is known of one which a chat endpoint sampled.
+
+    A `Rollout` has the same in tokens; `axpo.rollout.transcripts` reads one from it.
+    """
+
+    id: str
+    problem_id: str
+    prompt: tuple[Message, ...]
+    turns: tuple[Message, ...]
+    """The assistant's messages, in order."""
+    tool_results: tuple[ToolResult, ...]
+    """Of the calls of all turns, in order. The calls of the last turn have none when a limit ended the dialogue."""
+    stop_reason: StopReason
+    final_text: str
+    """Visible text of the last turn; what a scorer reads. Empty when the dialogue did not get there."""
+    usage: TokenUsage = TokenUsage()
+    wall_time_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        strangers = [message.role for message in self.turns if message.role != "assistant"]
+        if strangers:
+            raise RecordError(f"Transcript {self.id}: a turn of role {strangers[0]!r}, expected assistant")
+        num_calls = sum(len(turn.tool_calls) for turn in self.turns)
+        if len(self.tool_results) > num_calls:
+            raise RecordError(f"Transcript {self.id}: {len(self.tool_results)} results of {num_calls} calls")
+
+    @property
+    def uses_tool(self) -> bool:
+        """True when the policy opened a tool call, whether or not it parsed or ran."""
+        return any(turn.tool_calls for turn in self.turns)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Everything as one conversation: a tool message for each result stands after the turn that asked for it."""
+        messages, results = list(self.prompt), iter(self.tool_results)
+        for turn in self.turns:
+            messages.append(turn)
+            messages.extend(result.message for _, result in zip(turn.tool_calls, results, strict=False))
+        return tuple(messages)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a scorer made of one final text, and by which rule."""
+
+    is_correct: bool
+    rule: str
+    """What decided: `letter`, `float`, `judge`, `no_answer`, ... ; each benchmark's page names its rules."""
+    answer: str | None = None
+    """The final answer as it was read from the text; None when there is none."""
+    extraction: str = "none"
+    """Which rule found it, see `axpo.rewards.answers`."""
+    is_decided: bool = True
+    """False: no rule applies, only a judge could tell. It counts as wrong until one has."""
+    scores: Mapping[str, float] = field(default_factory=lambda: cast("dict[str, float]", {}))
+    """Further numbers of the benchmark, such as `f1`, in 0..1."""
+    note: str = ""
+    """Which judge decided, or why it could not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

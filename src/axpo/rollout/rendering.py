@@ -219,7 +219,7 @@ class QwenRenderer:
 
         The model reads a failure's message in the place of the content.
         """
-        return self._render_after_turn([_tool_message(result) for result in results])
+        return self._render_after_turn([result.message for result in results])
 
     def render_conversation(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> RenderedConversation:
         """A demonstration, token for token what the policy would see and sample in a rollout.
@@ -404,11 +404,6 @@ _MAX_CHARS_PER_TOKEN = 16
 
 def _images(messages: Iterable[Message]) -> tuple[ImageRef, ...]:
     return tuple(image for message in messages for image in message.images)
-
-
-def _tool_message(result: ToolResult) -> Message:
-    content = result.content if result.failure is None else (Content(text=result.failure.message),)
-    return Message(role="tool", content=content)
 
 
 def _split_turns(messages: Sequence[Message]) -> list[tuple[list[Message], Message]]:

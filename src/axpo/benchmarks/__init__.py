@@ -1,0 +1,1 @@
+"""The benchmarks of the paper: loaders of their published files, scorers of final texts. Imported by name."""
