@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from axpo.dialogue import TokenUsage
 from axpo.types import (
     Completion,
     Content,
@@ -19,7 +20,6 @@ from axpo.types import (
     Problem,
     SamplingParams,
     Segment,
-    TokenUsage,
     ToolCall,
     ToolResult,
     ToolSpec,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from axpo.types import Message, Problem, Verdict
+from axpo.dialogue import Verdict
+from axpo.types import Message, Problem
 
 Area = Literal["Reasoning", "Perception", "Search"]
 Preset = Literal["axpo", "full"]

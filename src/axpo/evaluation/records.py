@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from axpo.dialogue import Transcript, Verdict
 from axpo.errors import RecordError
-from axpo.types import Transcript, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

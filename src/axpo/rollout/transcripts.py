@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from axpo.dialogue import TokenUsage, Transcript
 from axpo.protocols import Renderer
-from axpo.types import Content, Message, Problem, Rollout, SegmentKind, TokenUsage, Transcript
+from axpo.types import Content, Message, Problem, Rollout, SegmentKind
 
 THINK_TAGS = ("<think>", "</think>")
 
