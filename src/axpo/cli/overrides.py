@@ -6,10 +6,10 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from axpo.errors import ConfigError
-from axpo.trainer.config import Config, check_option, parse_config
+from axpo.trainer.config import AnyConfig, Config, check_option, parse_config
 
 _OVERRIDE = re.compile(r"--(?P<name>[A-Za-z_]\w*(?:\.\w+)+)(?:=(?P<value>.*))?", re.DOTALL)
 _PATH_OPTIONS = (("data", "train"), ("data", "eval"), ("model", "path"))
@@ -50,25 +50,45 @@ def parse_literal(text: str) -> Any:
 
 
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
-    """Read a TOML file and lay overrides over it.
+    """Read a TOML file and lay overrides over it, see `lay_over`. Raises `ConfigError`."""
+    return lay_over(path, overrides or {}, kind=Config)
+
+
+def lay_over(
+    path: Path | None,
+    overrides: Mapping[str, str],
+    *,
+    kind: type[AnyConfig],
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> AnyConfig:
+    """`defaults`, a TOML file over them (if any), overrides over both.
 
     Relative data and model paths mean: in the file, relative to its folder (a recipe works from anywhere); in an
     override, relative to the current directory. `run.output_dir` is relative to the current directory in both.
     Raises `ConfigError`.
     """
-    tables = _read_toml(path)
-    _anchor_paths(tables, path.parent)
+    tables: dict[str, Any] = {name: dict(options) for name, options in (defaults or {}).items()}
+    origin = "options" if path is None else str(path)
+    if path is not None:
+        written = _read_toml(path)
+        _anchor_paths(written, path.parent)
+        tables = _merge(tables, written, origin)
     given: dict[str, dict[str, Any]] = {}
-    for name, text in (overrides or {}).items():
-        check_option(name)
+    for name, text in overrides.items():
+        check_option(name, kind)
         table, option = name.split(".")
         given.setdefault(table, {})[option] = parse_literal(text)
     _anchor_paths(given, Path())
-    for table, options in given.items():
-        if not isinstance(tables.setdefault(table, {}), dict):
-            raise ConfigError(f"{path}: {table}: expected a table [{table}], got {tables[table]!r}")
-        tables[table].update(options)
-    return parse_config(tables, origin=str(path))
+    return parse_config(_merge(tables, given, origin), origin=origin, kind=kind)
+
+
+def _merge(tables: dict[str, Any], over: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    for table, options in over.items():
+        if not isinstance(options, dict) or not isinstance(tables.setdefault(table, {}), dict):
+            given = options if not isinstance(options, dict) else tables[table]
+            raise ConfigError(f"{origin}: {table}: expected a table [{table}], got {given!r}")
+        tables[table].update(cast("dict[str, Any]", options))
+    return tables
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

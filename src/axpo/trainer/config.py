@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from fractions import Fraction as ExactFraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,11 +22,13 @@ OptionalText = Annotated[str | None, BeforeValidator(lambda value: None if value
 """An empty text switches the option off."""
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """Options under one heading. Unknown ones are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-class RunConfig(_Table):
+class RunConfig(Table):
     """[run] where and how it runs."""
 
     output_dir: Path = Path("runs/run")
@@ -37,11 +39,12 @@ class RunConfig(_Table):
     """CPU threads of torch; 0 leaves torch's own choice. Results repeat bit for bit only at an equal number."""
 
 
-class ModelConfig(_Table):
+class ModelConfig(Table):
     """[model] the checkpoint and what of it learns."""
 
     path: str
-    """A folder or a hub id in the layout of Qwen3-VL, or `mini`: the small checkpoint that ships with this package."""
+    """A folder or a hub id in the layout of Qwen3-VL, or `mini`: the small checkpoint that ships with this package.
+    With an endpoint: the name under which it knows the model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision. Master weights and optimiser state are float32 in either case."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -62,7 +65,7 @@ class ModelConfig(_Table):
         return self
 
 
-class ToolLimitsConfig(_Table):
+class ToolLimitsConfig(Table):
     """`data.tool_limits.TOOL`: how one tool is run, whatever it is (`axpo.rollout.executor`)."""
 
     timeout_s: float = Field(default=30.0, gt=0)
@@ -83,7 +86,7 @@ class ToolLimitsConfig(_Table):
     """Larger pictures in results are scaled down."""
 
 
-class DataConfig(_Table):
+class DataConfig(Table):
     """[data] questions, demonstrations, tools and reward."""
 
     train: OptionalText = None
@@ -105,7 +108,7 @@ class DataConfig(_Table):
     max_eval_rows: int | None = Field(default=None, ge=1)
 
 
-class RolloutConfig(_Table):
+class RolloutConfig(Table):
     """[rollout] how dialogues are sampled in training."""
 
     questions_per_step: Positive = 16
@@ -127,7 +130,7 @@ class RolloutConfig(_Table):
     """Sequences the engine decodes at once."""
 
 
-class AlgorithmConfig(_Table):
+class AlgorithmConfig(Table):
     """[algorithm] GRPO and AXPO (`docs/paper_map.md`)."""
 
     resample_budget_frac: Fraction = 0.25
@@ -154,7 +157,7 @@ class AlgorithmConfig(_Table):
     kl_estimator: Literal["k1", "k3"] = "k3"
 
 
-class TrainConfig(_Table):
+class TrainConfig(Table):
     """[train] optimisation."""
 
     steps: Positive = 60
@@ -178,7 +181,7 @@ class TrainConfig(_Table):
     """Steps between resumable checkpoints."""
 
 
-class EvalConfig(_Table):
+class EvalConfig(Table):
     """[eval] held-out evaluation."""
 
     num_samples: Positive = 4
@@ -186,11 +189,13 @@ class EvalConfig(_Table):
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=0.8, gt=0, le=1)
     top_k: int = Field(default=20, ge=0)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Subtracted from the logits of tokens that the turn has sampled before."""
     max_tool_turns: int = Field(default=5, ge=0)
     max_response_tokens: Positive = 32768
 
 
-class Config(_Table):
+class Config(Table):
     """A whole run."""
 
     run: RunConfig = RunConfig()
@@ -202,12 +207,15 @@ class Config(_Table):
     eval: EvalConfig = EvalConfig()
 
 
-def parse_config(table: Mapping[str, Any], *, origin: str) -> Config:
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def parse_config(table: Mapping[str, Any], *, origin: str, kind: type[AnyConfig] = Config) -> AnyConfig:
     """Validate TOML tables. Raises `ConfigError` with one line per mistake; `origin` says where they were written."""
     try:
-        return Config.model_validate(dict(table))
+        return kind.model_validate(dict(table))
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors(include_url=False)]
+        lines = [_explain(problem, kind) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from error
 
 
@@ -243,32 +251,32 @@ def _format_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def option_names() -> tuple[str, ...]:
+def option_names(kind: type[Config] = Config) -> tuple[str, ...]:
     """Every option as `table.option`, in the order of their definition."""
-    tables = Config.model_fields.items()
+    tables = kind.model_fields.items()
     return tuple(f"{table}.{name}" for table, field in tables for name in _options_of(field.annotation))
 
 
-def check_option(name: str) -> None:
+def check_option(name: str, kind: type[Config] = Config) -> None:
     """Raise `ConfigError` with the nearest known name unless `name` is an option `table.option`."""
-    if name not in option_names():
-        raise ConfigError(f"{name}: unknown option{_suggestion(name)}")
+    if name not in option_names(kind):
+        raise ConfigError(f"{name}: unknown option{_suggestion(name, kind)}")
 
 
 def _options_of(table: Any) -> tuple[str, ...]:
-    assert issubclass(table, _Table)
+    assert issubclass(table, Table)
     return tuple(table.model_fields)
 
 
-def _suggestion(name: str) -> str:
-    known = option_names() if "." in name else tuple(Config.model_fields)
+def _suggestion(name: str, kind: type[Config]) -> str:
+    known = option_names(kind) if "." in name else tuple(kind.model_fields)
     if name.startswith("data.tool_limits."):
         known = tuple(f"{name.rpartition('.')[0]}.{option}" for option in ToolLimitsConfig.model_fields)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not nearest and "." in name:
         option = name.rpartition(".")[2]
         nearest = [other for other in known if other.endswith(f".{option}")][:1]
-    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(Config.model_fields)}"
+    return f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(kind.model_fields)}"
 
 
 _BOUNDS = {
@@ -279,19 +287,19 @@ _BOUNDS = {
 }
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
+def _explain(problem: Mapping[str, Any], kind: type[Config]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
-    kind, given = str(problem["type"]), problem.get("input")
-    if kind == "extra_forbidden":
-        return f"{name}: unknown option{_suggestion(name)}"
-    if kind == "missing":
+    rule, given = str(problem["type"]), problem.get("input")
+    if rule == "extra_forbidden":
+        return f"{name}: unknown option{_suggestion(name, kind)}"
+    if rule == "missing":
         return f"{name}: required but not given"
-    if kind == "value_error":
+    if rule == "value_error":
         return str(problem["ctx"]["error"])
-    if kind in _BOUNDS:
-        bound, sign = _BOUNDS[kind]
+    if rule in _BOUNDS:
+        bound, sign = _BOUNDS[rule]
         return f"{name}: expected a number {sign} {problem['ctx'][bound]:g}, got {given!r}"
-    if kind == "model_type":
+    if rule == "model_type":
         return f"{name}: expected a table [{name}], got {given!r}"
     expected = str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
     return f"{name}: expected {expected}, got {given!r}"
