@@ -10,7 +10,8 @@ from typing import Literal
 from axpo.dialogue import Verdict
 from axpo.types import Message, Problem
 
-Area = Literal["Reasoning", "Perception", "Search"]
+Area = Literal["Reasoning", "Perception", "Search", "Own"]
+"""`Own`: files of the user's own."""
 Preset = Literal["axpo", "full"]
 """`axpo`: the reduced sets of the paper (`docs/benchmarks.md`); `full`: everything published."""
 

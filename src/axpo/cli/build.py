@@ -50,7 +50,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
     """
     folder = config.run.output_dir
     check_folder(folder, config, resume=resume)
-    parts = build_parts(config, folder=folder)
+    parts = build_parts(config, store=ContentImageStore(folder / "images"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(parts.executor))
         eval_problems = load_eval_problems(parts) if config.data.eval else ()
@@ -97,7 +97,7 @@ def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, con
     if checkpoint is not None:
         model = config.model.model_copy(update={"path": str(find_model(checkpoint))})
         config = config.model_copy(update={"model": model})
-    parts = build_parts(config, folder=folder)
+    parts = build_parts(config, store=ContentImageStore(folder / "images"))
     with contextlib.closing(parts.executor), contextlib.ExitStack() as stack:
         problems = load_eval_problems(parts)
         check_tools(parts.executor)
@@ -138,8 +138,8 @@ class Parts:
     reward_for: Callable[[Problem], RewardFn]
 
 
-def build_parts(config: Config, *, folder: Path) -> Parts:
-    """Everything but models and data. Pictures of recorded rollouts go to `folder / "images"`."""
+def build_parts(config: Config, *, store: ContentImageStore) -> Parts:
+    """Everything but models and data."""
     _prepare_torch(config)
     model_path = resolve_model_path(config.model.path)
     preprocessor = ImagePreprocessor.from_pretrained(model_path, max_pixels=config.model.max_image_px)
@@ -149,7 +149,7 @@ def build_parts(config: Config, *, folder: Path) -> Parts:
         config=config,
         model_path=model_path,
         device=resolve_device(config.run.device),
-        store=ContentImageStore(folder / "images"),
+        store=store,
         preprocessor=preprocessor,
         renderer=renderer,
         executor=build_executor(config, shorten=renderer.shorten),
@@ -251,8 +251,8 @@ def build_evaluation(
         executor=parts.executor,
         reward_for=parts.reward_for,
         store=parts.store,
-        limits=_limits(config, config.eval),
-        sampling=SamplingParams(temperature=config.eval.temperature, top_p=config.eval.top_p, top_k=config.eval.top_k),
+        limits=limits_of(config, config.eval),
+        sampling=eval_sampling(config),
         max_fault_retries=config.rollout.max_fault_retries,
         max_running=config.rollout.max_batch_size,
     )
@@ -299,14 +299,25 @@ def build_rollout_setup(parts: Parts, engine: InferenceEngine) -> RolloutSetup:
         executor=parts.executor,
         reward_for=parts.reward_for,
         store=parts.store,
-        limits=_limits(parts.config, rollout),
+        limits=limits_of(parts.config, rollout),
         sampling=SamplingParams(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k),
         max_fault_retries=rollout.max_fault_retries,
         max_running=rollout.max_batch_size,
     )
 
 
-def _limits(config: Config, phase: RolloutConfig | EvalConfig) -> RolloutLimits:
+def eval_sampling(config: Config) -> SamplingParams:
+    """How evaluation samples."""
+    return SamplingParams(
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        top_k=config.eval.top_k,
+        presence_penalty=config.eval.presence_penalty,
+    )
+
+
+def limits_of(config: Config, phase: RolloutConfig | EvalConfig) -> RolloutLimits:
+    """What ends a dialogue in training (`config.rollout`) or in evaluation (`config.eval`)."""
     return RolloutLimits(
         max_tool_turns=phase.max_tool_turns,
         max_response_tokens=phase.max_response_tokens,

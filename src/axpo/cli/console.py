@@ -102,7 +102,7 @@ class RunConsole:
         if self._bars is not None and self._rollouts is not None:
             self._bars.update(self._rollouts, total=num_rollouts)
 
-    def on_rollout(self, rollout: Rollout) -> None:
+    def on_rollout(self, rollout: Rollout | None = None) -> None:
         """Move the bar."""
         if self._bars is not None and self._rollouts is not None:
             self._bars.advance(self._rollouts)

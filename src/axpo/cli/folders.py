@@ -8,7 +8,8 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from axpo.cli.overrides import load_config
+from axpo.cli.benchmark_config import BenchmarkConfig
+from axpo.cli.overrides import lay_over, load_config
 from axpo.errors import ConfigError
 from axpo.trainer.config import Config
 
@@ -29,6 +30,12 @@ CHANGEABLE_ON_RESUME = frozenset(
     }
 )
 """Options that leave what is learnt alone, beside `eval.*`; `train.steps` moves the end of a falling schedule."""
+CHANGEABLE_WHEN_EVALUATING = frozenset(
+    {"run.output_dir", "run.device", "run.num_threads", "rollout.max_batch_size", "rollout.max_fault_retries"}
+    | {f"endpoint.{name}" for name in ("url", "api_key_env", "timeout_s", "max_retries", "max_concurrent")}
+    | {f"endpoint.usd_per_million_{name}_tokens" for name in ("prompt", "completion")}
+)
+"""Options, beside `judge.*`, that leave alone what a benchmark's questions are asked with."""
 CHANGEABLE_TOOL_OPTIONS = frozenset(
     {"max_requests", "requests_per_second", "cost_per_request", "timeout_s", "max_concurrent", "max_retries"}
     | {"backoff_s", "breaker_faults", "breaker_pause_s", "api_key_env", "env_from", "headers_env"}
@@ -61,6 +68,19 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
         )
 
 
+def check_unchanged(folder: Path, config: BenchmarkConfig) -> None:
+    """Refuse to go on with an evaluation under other options. Raises `ConfigError`."""
+    saved = _flatten(lay_over(folder / "config.toml", {}, kind=BenchmarkConfig).model_dump(mode="json"))
+    given = _flatten(config.model_dump(mode="json"))
+    for name in sorted({*saved, *given}):
+        is_changeable = name in CHANGEABLE_WHEN_EVALUATING or name.startswith("judge.") or _is_traffic(name)
+        if saved.get(name) != given.get(name) and not is_changeable:
+            raise ConfigError(
+                f"{folder}: holds an evaluation with {name} = {saved.get(name)!r}, not {given.get(name)!r}. Go on with "
+                "that, or choose another folder with --out."
+            )
+
+
 def _flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
@@ -69,9 +89,13 @@ def _flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _is_traffic(name: str) -> bool:
+    is_tool = name.startswith(("data.tool_options.", "data.tool_limits."))
+    return is_tool and name.rpartition(".")[2] in CHANGEABLE_TOOL_OPTIONS
+
+
 def _is_changeable(name: str) -> bool:
-    is_traffic = name.startswith(("data.tool_options.", "data.tool_limits."))
-    if is_traffic and name.rpartition(".")[2] in CHANGEABLE_TOOL_OPTIONS:
+    if _is_traffic(name):
         return True
     return name.startswith("eval.") or name in CHANGEABLE_ON_RESUME
 

@@ -25,8 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from axpo.cli.overrides import split_overrides
 
+        given = words
         words, overrides = split_overrides(words)
+        if words[:1] == ["eval"] and words[1:2] in (["compare"], ["table"]):
+            words = [f"eval-{words[1]}", *words[2:]]
         arguments = _build_parser().parse_args(words)
+        arguments.words = given
         if overrides and arguments.command not in ("train", "sft", "eval"):
             raise UserError(f"axpo {arguments.command}: takes no --{next(iter(overrides))}")
         arguments.overrides = overrides
@@ -54,11 +58,16 @@ def _build_parser() -> argparse.ArgumentParser:
         command.epilog = _OVERRIDES
         command.add_argument("config", type=Path, metavar="CONFIG.toml")
         command.add_argument("--resume", action="store_true", help="go on after the last checkpoint of the run")
-    command = add("eval", _evaluate, "Pass@k and tool use on held-out questions.")
-    command.epilog = _OVERRIDES
-    command.add_argument("config", type=Path, metavar="CONFIG.toml")
-    command.add_argument("--checkpoint", type=Path, metavar="PATH", help="a model folder, a checkpoint or a run")
-    command.add_argument("--out", type=Path, metavar="DIR", help="where to record; default: run.output_dir + '-eval'")
+    _add_eval(add("eval", _evaluate, "Pass@k and tool use: on data.eval of a configuration, or on benchmarks."))
+    command = add("eval-compare", _compare, "Two evaluations on the same questions, with intervals of the difference.")
+    command.prog = "axpo eval compare"
+    command.add_argument("first", type=Path, metavar="A", help="folder of `axpo eval --benchmarks`")
+    command.add_argument("second", type=Path, metavar="B")
+    command.add_argument("--out", type=Path, metavar="FILE.md", help="also write it there")
+    command = add("eval-table", _table, "The paper's table over several evaluations: rows methods, columns benchmarks.")
+    command.prog = "axpo eval table"
+    command.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+    command.add_argument("--out", type=Path, metavar="FILE", help="also write it there: .md or .html")
     command = add("report", _report, "One self-contained HTML file about one run or several.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
@@ -72,6 +81,34 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
     command.add_argument("--seed", type=int, default=0, metavar="INT")
     return parser
+
+
+def _add_eval(command: argparse.ArgumentParser) -> None:
+    command.epilog = (
+        f"{_OVERRIDES} Further: `axpo eval compare A B`, `axpo eval table DIR...`. "
+        "The same command with the same --out goes on where an earlier one stopped."
+    )
+    command.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where to record")
+    command.add_argument("--checkpoint", type=Path, metavar="PATH", help="a model folder, a checkpoint or a run")
+    of = command.add_argument_group("benchmarks")
+    of.add_argument("--benchmarks", metavar="NAMES", help="with commas: mathvision,dynamath,vstar, or a .jsonl file")
+    of.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="DIR|NAME=SOURCE",
+        help="a folder that holds them, or one benchmark's folder or hub id; default: the hub",
+    )
+    of.add_argument("--model", metavar="MODEL", help="a folder, a run, a hub id, or what the endpoint calls it")
+    of.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible service, as http://127.0.0.1:8000/v1")
+    of.add_argument("--preset", choices=("axpo", "full"), default="axpo", help="the paper's subsets, or everything")
+    of.add_argument("--protocol", choices=("axpo", "qwen"), help="sampling and limits; default axpo")
+    of.add_argument("--limit", type=int, metavar="N", help="questions a benchmark, evenly spaced")
+    of.add_argument("--no-tools", action="store_true", help="offer none")
+    of.add_argument("--official", action="store_true", help="judge by the benchmarks' own rules")
+    of.add_argument("--label", metavar="TEXT", help="the row's name in tables; default: the model's")
+    of.add_argument("--retry-lost", action="store_true", help="try again what was lost to faults")
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -113,6 +150,10 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from axpo.cli.overrides import load_config
 
+    if arguments.benchmarks is not None:
+        return _evaluate_benchmarks(arguments)
+    if arguments.config is None:
+        raise UserError("axpo eval: give a CONFIG.toml, or --benchmarks NAMES with --model.")
     config = load_config(arguments.config, arguments.overrides)
     folder = arguments.out or config.run.output_dir.with_name(f"{config.run.output_dir.name}-eval")
 
@@ -124,6 +165,35 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             run_evaluation(config, folder=folder, checkpoint=arguments.checkpoint, console=console)
 
     return _guard(run, folder=folder)
+
+
+def _evaluate_benchmarks(arguments: argparse.Namespace) -> int:
+    from axpo.cli.benchmark_eval import read_request, run_benchmarks
+    from axpo.cli.console import RunConsole
+
+    if arguments.checkpoint is not None:
+        raise UserError("axpo eval: with --benchmarks write --model PATH in place of --checkpoint.")
+    request = read_request(arguments)
+
+    def run() -> None:
+        with RunConsole(columns=(), num_steps=0) as console:
+            run_benchmarks(request, console=console)
+
+    return _guard(run, folder=request.folder, resume_line=shlex.join(["axpo", *arguments.words]))
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from axpo.cli.benchmark_results import print_comparison
+
+    print_comparison(arguments.first, arguments.second, out=arguments.out)
+    return 0
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    from axpo.cli.benchmark_results import print_table
+
+    print_table(arguments.folders, out=arguments.out)
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,163 @@
+"""The benchmarks by name: a literal table, in the order of the paper's columns."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from axpo.benchmarks import judge_prompts
+from axpo.benchmarks.benchmark import Benchmark
+from axpo.benchmarks.loaders import (
+    dynamath as dynamath_files,
+    hrbench as hrbench_files,
+    hrmmsearch as hrmmsearch_files,
+    mathvision as mathvision_files,
+    mathvr as mathvr_files,
+    mmsearch as mmsearch_files,
+    visualprobe as visualprobe_files,
+    vstar as vstar_files,
+)
+from axpo.benchmarks.own import SUFFIXES, mini_benchmark, own_benchmark
+from axpo.benchmarks.scorers import dynamath, letters, mathvision, mathvision_official, mathvr, mmsearch, short_answers
+from axpo.errors import ConfigError
+
+_PUBLISHED = (
+    Benchmark(
+        name="mathvision",
+        title="MathVision",
+        area="Reasoning",
+        hub_id="MathLLMs/MathVision",
+        licence="MIT",
+        load=mathvision_files.load,
+        score=mathvision.score,
+        score_official=mathvision_official.score_official,
+        sizes={"axpo": 304, "full": 3040},
+        breakdowns=("subject", "level"),
+    ),
+    Benchmark(
+        name="dynamath",
+        title="DynaMath",
+        area="Reasoning",
+        hub_id="DynaMath/DynaMath_Sample",
+        licence="Apache-2.0",
+        load=dynamath_files.load,
+        score=dynamath.score,
+        score_official=dynamath.score_official,
+        sizes={"axpo": 501, "full": 5010},
+        breakdowns=("subject", "level", "answer_type"),
+    ),
+    Benchmark(
+        name="mathvr",
+        title="Math-VR",
+        area="Reasoning",
+        hub_id="gogoduan/Math-VR-bench",
+        licence="Apache-2.0",
+        load=mathvr_files.load,
+        score=mathvr.score,
+        score_official=mathvr.score_official,
+        judge=judge_prompts.MATHVR,
+        needs_judge=True,
+        sizes={"axpo": 2500, "full": 2500},
+        breakdowns=("category",),
+    ),
+    Benchmark(
+        name="vstar",
+        title="V*",
+        area="Perception",
+        hub_id="craigwu/vstar_bench",
+        licence="not stated",
+        load=vstar_files.load,
+        score=letters.score,
+        score_official=letters.score_vstar_official,
+        judge=judge_prompts.CHOICE,
+        sizes={"axpo": 191, "full": 191},
+        breakdowns=("category",),
+    ),
+    Benchmark(
+        name="visualprobe",
+        title="VisualProbe",
+        area="Perception",
+        hub_id="Mini-o3/VisualProbe_Hard",
+        licence="CC-BY-NC-4.0",
+        load=visualprobe_files.load,
+        score=short_answers.score,
+        score_official=short_answers.score_visualprobe_official,
+        judge=judge_prompts.VISUALPROBE,
+        needs_judge=True,
+        sizes={"axpo": 106, "full": 515},
+        breakdowns=("difficulty",),
+    ),
+    Benchmark(
+        name="hrbench_4k",
+        title="HR-Bench-4K",
+        area="Perception",
+        hub_id="DreamMr/HR-Bench",
+        licence="not stated",
+        load=hrbench_files.load_4k,
+        score=letters.score,
+        score_official=letters.score_hrbench_official,
+        judge=judge_prompts.CHOICE,
+        sizes={"axpo": 200, "full": 800},
+        breakdowns=("category", "rotation"),
+    ),
+    Benchmark(
+        name="hrbench_8k",
+        title="HR-Bench-8K",
+        area="Perception",
+        hub_id="DreamMr/HR-Bench",
+        licence="not stated",
+        load=hrbench_files.load_8k,
+        score=letters.score,
+        score_official=letters.score_hrbench_official,
+        judge=judge_prompts.CHOICE,
+        sizes={"axpo": 200, "full": 800},
+        breakdowns=("category", "rotation"),
+    ),
+    Benchmark(
+        name="hrmmsearch",
+        title="HR-MMSearch",
+        area="Search",
+        hub_id="sensenova/HR-MMSearch",
+        licence="MIT",
+        load=hrmmsearch_files.load,
+        score=short_answers.score,
+        score_official=short_answers.score_hrmmsearch_official,
+        judge=judge_prompts.HRMMSEARCH,
+        needs_judge=True,
+        needs_tool="search",
+        sizes={"axpo": 305, "full": 305},
+        breakdowns=("category", "difficulty"),
+    ),
+    Benchmark(
+        name="mmsearch",
+        title="MMSearch",
+        area="Search",
+        hub_id="CaraJ/MMSearch",
+        licence="not stated",
+        load=mmsearch_files.load,
+        score=mmsearch.score,
+        score_official=mmsearch.score_official,
+        judge=judge_prompts.MMSEARCH,
+        needs_judge=True,
+        needs_tool="search",
+        sizes={"axpo": 300, "full": 300},
+        breakdowns=("area", "has_image"),
+    ),
+)
+_MINI = (
+    mini_benchmark("mini_distance", "Mini distances", "Reasoning", "distance_eval"),
+    mini_benchmark("mini_count", "Mini dots", "Perception", "eval"),
+    mini_benchmark("mini_lookup", "Mini look-ups", "Search", "lookup_eval"),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (*_PUBLISHED, *_MINI)}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """By its name, or a data file of the user's own by its path. Raises `ConfigError` with the nearest name."""
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if Path(name).suffix.lower() in SUFFIXES:
+        return own_benchmark(Path(name))
+    nearest = difflib.get_close_matches(name.lower().replace("-", "_"), BENCHMARKS, n=1)
+    hint = f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(BENCHMARKS)}."
+    raise ConfigError(f"--benchmarks: {name!r} is unknown. {hint} Your own questions: a .jsonl or .parquet file.")

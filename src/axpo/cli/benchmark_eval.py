@@ -1,0 +1,325 @@
+"""`axpo eval --benchmarks`: any tool-using model on published benchmarks, resumable at every rollout.
+
+eval.json               what was asked; the same command goes on where an earlier one stopped
+config.toml run.json    options, machine, versions
+problems/NAME.jsonl     the questions as they were asked
+rollouts/NAME.jsonl     every dialogue, appended as it ends
+journal.jsonl           answered turns of unfinished dialogues (endpoints only)
+judge.jsonl             every reply of the judge
+verdicts/NAME.jsonl     what the rules, and the judge, made of the dialogues
+summary.json table.md report.html
+images/
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from axpo.benchmarks.benchmark import Benchmark, Preset, folder_of
+from axpo.benchmarks.hub import resolve
+from axpo.benchmarks.judge import Judge
+from axpo.benchmarks.registry import find_benchmark
+from axpo.cli.benchmark_config import PROTOCOLS, BenchmarkConfig
+from axpo.cli.benchmark_results import write_results
+from axpo.cli.console import RunConsole
+from axpo.cli.folders import check_unchanged, hold_folder
+from axpo.cli.overrides import lay_over
+from axpo.cli.samplers import open_chat_model, open_sampler
+from axpo.diagnostics.recorder import RunRecorder
+from axpo.dialogue import Transcript, Verdict
+from axpo.errors import ConfigError
+from axpo.evaluation.folder import Manifest, read_manifest, write_manifest, write_problems, write_verdicts
+from axpo.evaluation.log import RolloutLog, drop_lost, read_log
+from axpo.evaluation.sampling import Effort, sample_missing
+from axpo.evaluation.scoring import AskJudge, judge_all
+from axpo.evaluation.scorecard import BenchmarkInfo
+from axpo.files import write_atomically
+from axpo.images import ContentImageStore
+from axpo.trainer.config import format_toml
+from axpo.types import Content, Message, Problem
+
+DEFAULT_TOOLS = ["image_zoom_in", "python"]
+"""Without a configuration file. Search needs a backend of the user's choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the command line asks for."""
+
+    benchmarks: tuple[Benchmark, ...]
+    sources: Mapping[str, str]
+    """Where a benchmark's files are: a path, or a hub id with or without @revision."""
+    preset: Preset
+    limit: int | None
+    is_official: bool
+    """Judge by the authors' own rules."""
+    label: str
+    folder: Path
+    config: BenchmarkConfig
+    retries_lost: bool
+    """Try again what earlier runs lost to faults."""
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def read_request(arguments: argparse.Namespace) -> Request:
+    """The command line's words, checked. Raises `ConfigError`."""
+    names = [name.strip() for name in arguments.benchmarks.split(",") if name.strip()]
+    benchmarks = tuple(find_benchmark(name) for name in names)
+    if not benchmarks or len({benchmark.name for benchmark in benchmarks}) != len(benchmarks):
+        raise ConfigError(
+            f"--benchmarks: expected names, each once, with commas between; got {arguments.benchmarks!r}."
+        )
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit: expected at least one question, got {arguments.limit}.")
+    config = _read_config(arguments)
+    label = arguments.label or re.sub(r".*/(?=[^/])", "", config.model.path.rstrip("/"))
+    return Request(
+        benchmarks=benchmarks,
+        sources=_read_sources(arguments.data, benchmarks),
+        preset=arguments.preset,
+        limit=arguments.limit,
+        is_official=arguments.official,
+        label=label,
+        folder=arguments.out or Path("runs/eval") / re.sub(r"[^\w.-]+", "-", label),
+        config=config,
+        retries_lost=arguments.retry_lost,
+    )
+
+
+def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
+    """A protocol named on the command line beats the file; single options beat both."""
+    defaults: dict[str, dict[str, Any]] = {"eval": dict(PROTOCOLS["axpo"])}
+    if arguments.config is None:
+        defaults["data"] = {"tools": DEFAULT_TOOLS}
+    given = {} if arguments.protocol is None else PROTOCOLS[arguments.protocol]
+    overrides = {f"eval.{name}": str(value) for name, value in given.items()}
+    if arguments.model is not None:
+        overrides["model.path"] = json.dumps(arguments.model)
+    if arguments.endpoint is not None:
+        overrides["endpoint.url"] = json.dumps(arguments.endpoint)
+    if arguments.no_tools:
+        overrides |= {"data.tools": "[]", "data.tool_options": "{}", "data.tool_limits": "{}"}
+    overrides |= arguments.overrides
+    if arguments.config is None and "model.path" not in overrides:
+        raise ConfigError("axpo eval: --model is missing: a folder, a hub id, or the endpoint's name of the model.")
+    return lay_over(arguments.config, overrides, kind=BenchmarkConfig, defaults=defaults)
+
+
+def _read_sources(words: Sequence[str], benchmarks: Sequence[Benchmark]) -> dict[str, str]:
+    """`--data FOLDER`, `--data NAME=SOURCE`, any number of them; the hub for what none of them names."""
+    sources: dict[str, str] = {}
+    shared = [word for word in words if "=" not in word]
+    if len(shared) > 1:
+        raise ConfigError(f"--data: one folder for all, others as NAME=SOURCE; got {', '.join(shared)}.")
+    named = dict(word.split("=", 1) for word in words if "=" in word)
+    known = {benchmark.name for benchmark in benchmarks}
+    if stray := sorted(set(named) - known):
+        raise ConfigError(f"--data: {stray[0]} is not among --benchmarks, which are {', '.join(sorted(known))}.")
+    for benchmark in benchmarks:
+        if benchmark.name in named:
+            sources[benchmark.name] = named[benchmark.name]
+        elif shared:
+            sources[benchmark.name] = str(folder_of(Path(shared[0]), benchmark.name))
+        else:
+            sources[benchmark.name] = benchmark.hub_id
+    return sources
+
+
+# -- the run ----------------------------------------------------------------------------------------------------------
+
+
+def run_benchmarks(request: Request, *, console: RunConsole) -> None:
+    """Sample what is missing, judge everything, write the results. Raises what a user has to mend before any of it."""
+    known = read_manifest(request.folder)
+    if known is not None:
+        _check_same(known, request)
+    store = ContentImageStore(request.folder / "images")
+    commits, problems = _load_problems(request, store)
+    with hold_folder(request.folder):
+        manifest = _manifest(request, commits, known)
+        write_manifest(request.folder, manifest)
+        write_atomically(request.folder / "config.toml", [format_toml(request.config)])
+        RunRecorder(request.folder, store=store, device=request.config.endpoint.url or request.config.run.device)
+        for benchmark in request.benchmarks:
+            write_problems(request.folder, benchmark.name, problems[benchmark.name])
+        asyncio.run(_sample_and_judge(request, problems, store, console))
+        write_results(request.folder, console=console)
+
+
+def _load_problems(
+    request: Request, store: ContentImageStore
+) -> tuple[dict[str, str | None], dict[str, tuple[Problem, ...]]]:
+    commits: dict[str, str | None] = {}
+    problems: dict[str, tuple[Problem, ...]] = {}
+    for benchmark in request.benchmarks:
+        folder, commits[benchmark.name] = Path(), None
+        if request.sources[benchmark.name]:
+            found = resolve(request.sources[benchmark.name], benchmark.name)
+            folder, commits[benchmark.name] = found.folder, found.commit
+        loaded = benchmark.load(folder, preset=request.preset, store=store, limit=request.limit)
+        prompt = request.config.data.system_prompt
+        problems[benchmark.name] = tuple(_with_system(problem, prompt) for problem in loaded)
+    return commits, problems
+
+
+def _with_system(problem: Problem, prompt: str | None) -> Problem:
+    if prompt is None or problem.messages[0].role == "system":
+        return problem
+    return replace(problem, messages=(Message(role="system", content=(Content(text=prompt),)), *problem.messages))
+
+
+async def _sample_and_judge(
+    request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
+) -> None:
+    config, folder = request.config, request.folder
+    logs = {benchmark.name: _open_log(request, benchmark) for benchmark in request.benchmarks}
+    effort = Effort(
+        num_samples=config.eval.num_samples,
+        seed=config.run.seed,
+        max_running=config.endpoint.max_concurrent if config.endpoint.url else config.rollout.max_batch_size,
+        max_fault_retries=config.rollout.max_fault_retries,
+    )
+    num_missing = {
+        name: sum((p.id, i) not in logs[name].done for p in problems[name] for i in range(effort.num_samples))
+        for name in logs
+    }
+    try:
+        if any(num_missing.values()):
+            asked = [problem for name in logs for problem in problems[name]]
+            async with open_sampler(config, folder=folder, store=store, problems=asked) as sampler:
+                for benchmark in request.benchmarks:
+                    name = benchmark.name
+                    console.start_rollouts(benchmark.title, num_missing[name])
+                    await sample_missing(
+                        name,
+                        problems[name],
+                        sampler=sampler,
+                        log=logs[name],
+                        effort=effort,
+                        on_done=lambda record: console.on_rollout(),
+                        before_write=lambda transcript: _persist(transcript, store),
+                    )
+    finally:
+        for log in logs.values():
+            log.close()
+    await _judge(request, problems, store, console)
+
+
+def _open_log(request: Request, benchmark: Benchmark) -> RolloutLog:
+    path = request.folder / "rollouts" / f"{benchmark.name}.jsonl"
+    if request.retries_lost:
+        drop_lost(path)
+    return RolloutLog(path)
+
+
+def _persist(transcript: Transcript, store: ContentImageStore) -> None:
+    for block in (block for result in transcript.tool_results for block in result.content):
+        if block.image is not None:
+            store.persist(block.image)
+
+
+async def _judge(
+    request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
+) -> None:
+    judge_config = request.config.judge
+    judge = None
+    if judge_config.url is not None and judge_config.model is not None:
+        model = open_chat_model(
+            judge_config.url,
+            judge_config.model,
+            store=store,
+            api_key_env=judge_config.api_key_env,
+            options=judge_config.model_dump(
+                include={"timeout_s", "max_retries", "max_concurrent", "omit", "extra_body"}
+            ),
+        )
+        judge = Judge(model, model_name=judge_config.model, cache_path=request.folder / "judge.jsonl")
+    try:
+        for benchmark in request.benchmarks:
+            wanted = {
+                (problem.id, i) for problem in problems[benchmark.name] for i in range(request.config.eval.num_samples)
+            }
+            log = read_log(request.folder / "rollouts" / f"{benchmark.name}.jsonl")
+            rollouts = [rollout for rollout in log if (rollout.problem_id, rollout.sample) in wanted]
+            console.start_rollouts(f"judging {benchmark.title}", len(rollouts))
+            judged = await judge_all(
+                problems[benchmark.name],
+                rollouts,
+                score=(request.is_official and benchmark.score_official) or benchmark.score,
+                ask_judge=_ask(judge, benchmark),
+                on_done=console.on_rollout,
+            )
+            write_verdicts(request.folder, benchmark.name, judged)
+    finally:
+        if judge is not None:
+            await judge.close()
+
+
+def _ask(judge: Judge | None, benchmark: Benchmark) -> AskJudge | None:
+    prompt = benchmark.judge
+    if judge is None or prompt is None:
+        return None
+
+    async def ask(problem: Problem, undecided: Verdict, final_text: str) -> Verdict:
+        return await judge.judge(prompt, problem, undecided.answer or "", final_text)
+
+    return ask
+
+
+# -- what was asked ---------------------------------------------------------------------------------------------------
+
+
+def _manifest(request: Request, commits: Mapping[str, str | None], known: Manifest | None) -> Manifest:
+    """Benchmarks of earlier commands in the same folder stay."""
+    infos = {info.name: info for info in (known.benchmarks if known else ())}
+    sources = dict(known.sources if known else {})
+    for benchmark in request.benchmarks:
+        infos[benchmark.name] = _info(request, benchmark)
+        commit = commits[benchmark.name]
+        sources[benchmark.name] = request.sources[benchmark.name] + (f"@{commit}" if commit else "")
+    return Manifest(
+        label=request.label,
+        benchmarks=tuple(infos.values()),
+        sources=sources,
+        preset=request.preset,
+        limit=request.limit,
+        is_official=request.is_official,
+        num_samples=request.config.eval.num_samples,
+        seed=request.config.run.seed,
+        has_judge=request.config.judge.url is not None,
+        tools=tuple(request.config.data.tools),
+    )
+
+
+def _info(request: Request, benchmark: Benchmark) -> BenchmarkInfo:
+    return BenchmarkInfo(
+        name=benchmark.name,
+        title=benchmark.title,
+        area=benchmark.area,
+        breakdowns=benchmark.breakdowns,
+        needs_judge=benchmark.needs_judge,
+        needs_tool=benchmark.needs_tool,
+        preset=request.preset,
+        expected_size=None if request.limit else benchmark.sizes.get(request.preset),
+    )
+
+
+def _check_same(known: Manifest, request: Request) -> None:
+    """Raise `ConfigError` unless the command asks what earlier ones in the folder asked."""
+    mine = {"preset": request.preset, "limit": request.limit}
+    for name, value in mine.items():
+        if getattr(known, name) != value:
+            raise ConfigError(
+                f"{request.folder}: holds an evaluation with --{name} {getattr(known, name)}, not {value}. Go on with "
+                "that, or choose another folder with --out."
+            )
+    check_unchanged(request.folder, request.config)

@@ -1,0 +1,163 @@
+"""What plays the dialogues of a benchmark: a checkpoint in this process, or a model behind an endpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axpo.cli.benchmark_config import BenchmarkConfig, EndpointConfig
+from axpo.cli.build import build_engine, build_parts, eval_sampling, limits_of
+from axpo.cli.rows import check_questions, context_length
+from axpo.cli.tools import build_executor, check_tools
+from axpo.dialogue import Transcript
+from axpo.engines.http import HttpChatModel
+from axpo.errors import ConfigError
+from axpo.evaluation.sampling import Sampler
+from axpo.images import ContentImageStore
+from axpo.models.preprocessing import ImagePreprocessor
+from axpo.rollout.bounds import shorten_by_bytes
+from axpo.rollout.chat import ChatSetup, run_chat
+from axpo.rollout.journal import TurnJournal
+from axpo.rollout.loop import RolloutSetup, run_rollout
+from axpo.rollout.transcripts import transcript_of
+from axpo.types import Problem
+
+
+@contextlib.asynccontextmanager
+async def open_sampler(
+    config: BenchmarkConfig, *, folder: Path, store: ContentImageStore, problems: Sequence[Problem]
+) -> AsyncGenerator[Sampler]:
+    """The sampler that `config` names, checked against the questions. Raises `ConfigError`, `DataError`."""
+    if config.endpoint.url is None:
+        async with _open_checkpoint(config, store=store, problems=problems) as checkpoint:
+            yield checkpoint
+    else:
+        async with _open_endpoint(config, config.endpoint.url, folder=folder, store=store) as endpoint:
+            yield endpoint
+
+
+# -- a checkpoint -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSampler:
+    """Dialogues in tokens, by the loop that training uses."""
+
+    setup: RolloutSetup
+    preprocessor: ImagePreprocessor
+
+    async def sample(self, problem: Problem, *, rollout_id: str, seed: int) -> Transcript:
+        """One whole dialogue."""
+        rollout = await run_rollout(problem, setup=self.setup, rollout_id=rollout_id, seed=seed)
+        return transcript_of(rollout, problem, renderer=self.setup.renderer)
+
+    def effective_px(self, problem: Problem, transcript: Transcript) -> int | None:
+        """Exactly: the pixels of the pictures as the model's processor scales them."""
+        grids = [self.preprocessor.grid_thw(image) for image in problem.images]
+        return sum(height * width for _, height, width in grids) * self.preprocessor.patch_size**2
+
+    def cost_usd(self, transcript: Transcript) -> float | None:
+        """Nothing that anybody billed."""
+        return None
+
+
+@contextlib.asynccontextmanager
+async def _open_checkpoint(
+    config: BenchmarkConfig, *, store: ContentImageStore, problems: Sequence[Problem]
+) -> AsyncGenerator[CheckpointSampler]:
+    parts = build_parts(config, store=store)
+    with contextlib.closing(parts.executor):
+        check_tools(parts.executor)
+        specs = {name: tool.spec for name, tool in parts.executor.tools.items()}
+        check_questions(problems, renderer=parts.renderer, tools=specs, max_tokens=context_length(parts.model_path))
+        with contextlib.closing(build_engine(parts)) as engine:
+            setup = RolloutSetup(
+                engine=engine,
+                renderer=parts.renderer,
+                executor=parts.executor,
+                reward_for=lambda problem: lambda final_text, problem: 0.0,  # judged in a pass of its own
+                store=store,
+                limits=limits_of(config, config.eval),
+                sampling=eval_sampling(config),
+                max_running=config.rollout.max_batch_size,
+            )
+            yield CheckpointSampler(setup=setup, preprocessor=parts.preprocessor)
+
+
+# -- an endpoint ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSampler:
+    """Dialogues in messages, with a model behind an OpenAI-compatible service."""
+
+    setup: ChatSetup
+    endpoint: EndpointConfig
+
+    async def sample(self, problem: Problem, *, rollout_id: str, seed: int) -> Transcript:
+        """One whole dialogue; turns that were answered before the process died are not asked again."""
+        return await run_chat(problem, setup=self.setup, rollout_id=rollout_id, seed=seed)
+
+    def effective_px(self, problem: Problem, transcript: Transcript) -> int | None:
+        """A bound: all tokens of the first prompt, as if every one of them stood for a picture."""
+        tokens = transcript.first_prompt_tokens
+        return None if tokens is None else tokens * self.endpoint.px_per_token
+
+    def cost_usd(self, transcript: Transcript) -> float | None:
+        """By the prices of the configuration; None without."""
+        prices = (self.endpoint.usd_per_million_prompt_tokens, self.endpoint.usd_per_million_completion_tokens)
+        if prices[0] is None or prices[1] is None:
+            return None
+        usage = transcript.usage
+        return (usage.prompt_tokens * prices[0] + usage.completion_tokens * prices[1]) / 1e6
+
+
+@contextlib.asynccontextmanager
+async def _open_endpoint(
+    config: BenchmarkConfig, url: str, *, folder: Path, store: ContentImageStore
+) -> AsyncGenerator[EndpointSampler]:
+    endpoint = config.endpoint
+    options = endpoint.model_dump(
+        include={
+            "timeout_s",
+            "max_retries",
+            "max_concurrent",
+            "max_image_px",
+            "tool_images",
+            "send_reasoning",
+            "omit",
+            "extra_body",
+        }
+    )
+    executor = build_executor(config, shorten=shorten_by_bytes)
+    with contextlib.closing(executor), contextlib.closing(TurnJournal(folder / "journal.jsonl")) as journal:
+        check_tools(executor)
+        model = open_chat_model(url, config.model.path, store=store, api_key_env=endpoint.api_key_env, options=options)
+        try:
+            setup = ChatSetup(
+                model=model,
+                executor=executor,
+                store=store,
+                limits=limits_of(config, config.eval),
+                sampling=eval_sampling(config),
+                journal=journal,
+            )
+            yield EndpointSampler(setup=setup, endpoint=endpoint)
+        finally:
+            await model.close()
+
+
+def open_chat_model(
+    url: str, model: str, *, store: ContentImageStore, api_key_env: str | None, options: Mapping[str, Any]
+) -> HttpChatModel:
+    """A client of an OpenAI-compatible service. Raises `ConfigError` when the key is missing."""
+    key = None
+    if api_key_env is not None:
+        key = os.environ.get(api_key_env, "").strip()
+        if not key:
+            raise ConfigError(f"the environment variable {api_key_env} holds no key for {url}. Set it.")
+    return HttpChatModel(url, model, store=store, api_key=key, **options)
