@@ -152,7 +152,7 @@ def run_benchmarks(request: Request, *, console: RunConsole) -> None:
         for benchmark in request.benchmarks:
             write_problems(request.folder, benchmark.name, problems[benchmark.name])
         asyncio.run(_sample_and_judge(request, problems, store, console))
-        write_results(request.folder, console=console)
+        write_results(request.folder, judge=request.config.judge.model or "", console=console)
 
 
 def _load_problems(

@@ -4,4 +4,122 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
+
+from axpo.cli.console import RunConsole
+from axpo.codec import from_json, to_json
+from axpo.errors import ConfigError, DataError, RecordError
+from axpo.evaluation.compare import compare, comparison_markdown
+from axpo.evaluation.folder import Manifest, read_manifest, read_results
+from axpo.evaluation.scorecard import BenchmarkSummary, Interval
+from axpo.evaluation.summary import summarize
+from axpo.files import write_atomically
+from axpo.reports.benchmarks import write_page
+from axpo.reports.paper_table import build_paper_table, paper_html, paper_markdown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """`summary.json`: all numbers of an evaluation, and what every question came to."""
+
+    manifest: Manifest
+    summaries: tuple[BenchmarkSummary, ...]
+
+
+def write_results(folder: Path, *, judge: str, console: RunConsole) -> None:
+    """Numbers, table and page of a folder whose rollouts are judged; the numbers on the terminal."""
+    manifest, results = read_results(folder)
+    summaries = tuple(
+        summarize(
+            result.info,
+            result.problems,
+            result.rollouts,
+            num_samples=manifest.num_samples,
+            seed=manifest.seed,
+            tools=manifest.tools,
+            judge=judge,
+        )
+        for result in results
+    )
+    scores = Scores(manifest=manifest, summaries=summaries)
+    write_atomically(folder / "summary.json", [json.dumps(to_json(scores), ensure_ascii=False)])
+    table = build_paper_table([(manifest.label, summaries)])
+    write_atomically(folder / "table.md", [paper_markdown(table)])
+    write_page(folder, out=folder / "report.html")
+    console.show(_terminal_table(manifest, summaries))
+    for summary in summaries:
+        for alarm in summary.alarms:
+            console.say(f"{summary.info.title}: {alarm.text} {alarm.advice}")
+    console.say(f"report: {folder / 'report.html'}")
+
+
+def read_scores(folder: Path) -> Scores:
+    """`summary.json` of a folder, or that file itself. Raises `DataError`."""
+    path = folder if folder.is_file() else folder / "summary.json"
+    if not path.is_file():
+        hint = " Run its `axpo eval` command to the end." if read_manifest(folder) else ""
+        raise DataError(f"{folder}: holds no summary.json of `axpo eval --benchmarks`.{hint}")
+    try:
+        return from_json(Scores, json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecordError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: not the numbers of an evaluation: {error}. Run its `axpo eval` command again.") from error
+
+
+def print_comparison(first: Path, second: Path, *, out: Path | None) -> None:
+    """Two evaluations on the questions they share. Raises `DataError`."""
+    a, b = read_scores(first), read_scores(second)
+    labels = (a.manifest.label, b.manifest.label)
+    if labels[0] == labels[1]:
+        labels = (first.name, second.name)
+    text = comparison_markdown(compare(a.summaries, b.summaries, labels=labels))
+    _print(text, out)
+
+
+def print_table(folders: Sequence[Path], *, out: Path | None) -> None:
+    """The paper's table, a row for each folder. Raises `DataError`, `ConfigError`."""
+    scores = [read_scores(folder) for folder in folders]
+    table = build_paper_table([(of.manifest.label, of.summaries) for of in scores])
+    if out is None or out.suffix != ".html":
+        _print(paper_markdown(table), out)
+    else:
+        write_atomically(out, [paper_html(table)])
+        print(f"table: {out}")
+
+
+def _print(text: str, out: Path | None) -> None:
+    if out is not None and out.suffix != ".md":
+        raise ConfigError(f"--out: expected a file ending in .md, got {out}.")
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        print(text)
+    if out is not None:
+        write_atomically(out, [text])
+
+
+def _terminal_table(manifest: Manifest, summaries: Sequence[BenchmarkSummary]) -> Table:
+    num_samples = manifest.num_samples
+    title = f"{manifest.label}: {num_samples} sample(s) a question, 95 % intervals clustered by question"
+    table = Table(title=escape(title))
+    names = {"pass@1": "Pass@1", f"pass@{num_samples}": f"Pass@{num_samples}", "tool_use_rate": "tool use"}
+    for heading in ("benchmark", "N", *names.values(), "any try", "truncated"):
+        table.add_column(heading, justify="left" if heading == "benchmark" else "right")
+    for summary in summaries:
+        cells = (summary.number(name) for name in (*names, "tool_use_any", "truncated"))
+        table.add_row(escape(summary.info.title), str(summary.num_questions), *map(_cell, cells))
+    return table
+
+
+def _cell(interval: Interval) -> str:
+    if interval.estimate is None:
+        return "-"
+    if interval.low is None or interval.high is None:
+        return f"{100 * interval.estimate:.1f} %"
+    return f"{100 * interval.estimate:.1f} %\n[dim]{100 * interval.low:.1f}-{100 * interval.high:.1f}[/dim]"

@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from axpo.diagnostics.health import Alarm
     from axpo.types import Rollout
 
@@ -132,6 +134,10 @@ class RunConsole:
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         """Nothing: the folder speaks for itself."""
+
+    def show(self, table: Table) -> None:
+        """A table."""
+        self._console.print(table)
 
     def say(self, text: str) -> None:
         """A plain line."""

@@ -1,0 +1,1 @@
+"""Bridges to other people's programs: the only files that import them."""
