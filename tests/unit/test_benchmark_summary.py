@@ -58,7 +58,7 @@ def test_the_order_of_samples_changes_no_headline(right: list[list[bool]], order
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 10), st.booleans())
 def test_a_rollout_that_is_gone_or_lost_is_wrong_and_stays_in_n(position: int, has_record: bool) -> None:
-    problems, rollouts = three_questions()
+    _, rollouts = three_questions()
     gone = rollouts[position]
     rest = [rollout for rollout in rollouts if rollout is not gone]
     if has_record:
