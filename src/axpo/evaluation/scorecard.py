@@ -185,11 +185,6 @@ class BenchmarkSummary:
         """By name; unknown where it was not measured."""
         return _find(self.measures, name)
 
-    @property
-    def largest_k(self) -> int:
-        """The largest k of Pass@k."""
-        return self.num_samples
-
 
 def check_unique(summaries: tuple[BenchmarkSummary, ...], *, owner: str) -> None:
     """Raise `DataError` when two summaries of `owner` are of one benchmark."""
