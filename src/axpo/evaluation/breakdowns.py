@@ -1,0 +1,117 @@
+"""Tables over the categories of a benchmark, its groups of variants, and the rotations of its options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from axpo.evaluation.draws import Addends, Ratio, mean_of, resample
+from axpo.evaluation.scorecard import Breakdown, BreakdownRow, Measure, Variants
+from axpo.evaluation.tallies import AddendsOf, QuestionTallies, headline
+
+ALL = "all"
+MEAN = "mean"
+NOTHING: Addends = (0.0, 0.0)
+
+
+def break_down(questions: Sequence[QuestionTallies], key: str, *, seed: int = 0) -> Breakdown:
+    """Pass@1, Pass@n and tool use of each value of a category, values in their natural order."""
+    values = sorted({question.category(key) for question in questions}, key=natural_order)
+    named = headline(questions[0].num_samples)
+    columns = {
+        f"{index}/{name}": [addends(question) if question.category(key) == value else NOTHING for question in questions]
+        for index, value in enumerate(values)
+        for name, addends in named.items()
+    }
+    ratios = resample(columns, clusters=[question.cluster for question in questions], seed=seed)
+    rows = [
+        BreakdownRow(
+            value=value,
+            num_questions=sum(question.category(key) == value for question in questions),
+            measures=_measures({name: ratios[f"{index}/{name}"] for name in named}),
+        )
+        for index, value in enumerate(values)
+    ]
+    return Breakdown(key=key, rows=tuple(rows))
+
+
+def find_variants(questions: Sequence[QuestionTallies], *, seed: int = 0) -> Variants | None:
+    """Average and worst case over questions that share a cluster; None when none does.
+
+    DynaMath (arXiv:2411.00836): the average case is the mean over all variants of all seeds, the worst case the share
+    of seeds all of whose variants are right. Deviation: with n samples a seed is right in sample s when all its
+    variants are right in their sample s, and the share is averaged over s; with n = 1 that is the published number.
+    """
+    groups: dict[str, list[QuestionTallies]] = {}
+    for question in questions:
+        groups.setdefault(question.cluster, []).append(question)
+    sizes = [len(group) for group in groups.values()]
+    if max(sizes) == 1:
+        return None
+    named = headline(questions[0].num_samples)
+    ratios = resample(
+        {"average": [named["pass@1"](question) for question in questions]},
+        clusters=[question.cluster for question in questions],
+        seed=seed,
+    ) | resample({"worst": [_worst_case(group) for group in groups.values()]}, clusters=list(groups), seed=seed)
+    return Variants(
+        num_groups=len(groups),
+        min_size=min(sizes),
+        max_size=max(sizes),
+        average_case=ratios["average"].interval,
+        worst_case=ratios["worst"].interval,
+    )
+
+
+def rotate(questions: Sequence[QuestionTallies], *, seed: int = 0) -> tuple[BreakdownRow, ...]:
+    """HR-Bench's table: Pass@1 of each category and of all, for each rotation of the options, and the unweighted mean.
+
+    Empty unless the questions have the categories `rotation` and `category` and there is more than one rotation.
+    """
+    rotations = sorted({question.category("rotation") for question in questions} - {"–"}, key=natural_order)
+    categories = sorted({question.category("category") for question in questions} - {"–"}, key=natural_order)
+    if len(rotations) < 2 or not categories:
+        return ()
+    pass_at_1 = headline(questions[0].num_samples)["pass@1"]
+    columns = {
+        f"{rotation}/{category}": [_cell(question, rotation, category, pass_at_1) for question in questions]
+        for rotation in rotations
+        for category in (*categories, ALL)
+    }
+    ratios = resample(columns, clusters=[question.cluster for question in questions], seed=seed)
+    rows = [
+        BreakdownRow(
+            value=rotation,
+            num_questions=sum(question.category("rotation") == rotation for question in questions),
+            measures=_measures({name: ratios[f"{rotation}/{name}"] for name in (*categories, ALL)}),
+        )
+        for rotation in rotations
+    ]
+    means = {name: mean_of([ratios[f"{rotation}/{name}"] for rotation in rotations]) for name in (*categories, ALL)}
+    mean_row = BreakdownRow(value=MEAN, num_questions=sum(row.num_questions for row in rows), measures=_measures(means))
+    return (*rows, mean_row)
+
+
+def natural_order(value: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key: numbers by their size, other text by its letters.
+
+    >>> sorted(["level 10", "level 9", "algebra"], key=natural_order)
+    ['algebra', 'level 9', 'level 10']
+    """
+    parts = re.split(r"([0-9]{1,9})", value)
+    return tuple((0, int(part), "") if index % 2 else (1, 0, part) for index, part in enumerate(parts) if part)
+
+
+def _cell(question: QuestionTallies, rotation: str, category: str, addends: AddendsOf) -> Addends:
+    is_inside = question.category("rotation") == rotation and category in (ALL, question.category("category"))
+    return addends(question) if is_inside else NOTHING
+
+
+def _worst_case(group: Sequence[QuestionTallies]) -> Addends:
+    """Samples in which every question of the group is right, of n."""
+    right = [{tally.sample for tally in question.tallies if tally.is_correct} for question in group]
+    return float(len(set.intersection(*right))), float(group[0].num_samples)
+
+
+def _measures(ratios: Mapping[str, Ratio]) -> tuple[Measure, ...]:
+    return tuple(Measure(name=name, interval=ratio.interval) for name, ratio in ratios.items())
