@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -18,7 +18,6 @@ from axpo.tasks.fields import Place, Row
 from axpo.tasks.jsonl import read_rows
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
 _MAX_CELL_CHARS = 2**29
@@ -175,7 +174,7 @@ def _load_json(path: Path) -> dict[str, Any] | list[Any]:
 
 
 @contextmanager
-def _open_tsv(path: Path) -> Iterator[Iterator[list[str]]]:
+def _open_tsv(path: Path) -> Generator[Iterator[list[str]]]:
     if csv.field_size_limit() < _MAX_CELL_CHARS:  # a setting of the whole process: only ever raised
         csv.field_size_limit(_MAX_CELL_CHARS)
     try:
@@ -195,7 +194,7 @@ def _tsv_row(header: list[str], cells: list[str], place: Place) -> Row:
 
 
 @contextmanager
-def _complete(path: Path, kind: str) -> Iterator[None]:
+def _complete(path: Path, kind: str) -> Generator[None]:
     """Turns what pyarrow raises into one error about the file."""
     import pyarrow as pa
 
@@ -207,7 +206,7 @@ def _complete(path: Path, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+def _open_parquet(path: Path) -> Generator[pq.ParquetFile]:
     import pyarrow.parquet as pq
 
     # A buffer lets pages be read one after the other; without it a whole column chunk, gigabytes, comes into memory.
@@ -216,7 +215,7 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 @contextmanager
-def _open_arrow(path: Path) -> Iterator[pa.RecordBatchReader]:
+def _open_arrow(path: Path) -> Generator[Any]:
     import pyarrow as pa
 
     with _complete(path, "Arrow"), pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
@@ -224,7 +223,7 @@ def _open_arrow(path: Path) -> Iterator[pa.RecordBatchReader]:
 
 
 def _batch_rows(
-    path: Path, batches: Iterator[pa.RecordBatch], start: int, positions: Sequence[int] | None
+    path: Path, batches: Iterator[Any], start: int, positions: Sequence[int] | None
 ) -> Iterator[tuple[int, Place, Row]]:
     """Rows of batches, the first of which begins at position `start`. Only wanted rows become Python objects."""
     wanted = None if positions is None else frozenset(positions)

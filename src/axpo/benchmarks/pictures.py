@@ -17,8 +17,8 @@ from axpo.types import ImageRef, JsonValue
 class PictureShelf:
     """Takes pictures in every form in which benchmarks hold them.
 
-    A picture is persisted as soon as it is added: with a store that has a folder, memory holds one at a time. Cells that
-    repeat (the four rotations of an HR-Bench question) are stored once and looked at once.
+    A picture is persisted as soon as it is added: with a store that has a folder, memory holds one at a time. Cells
+    that repeat (the four rotations of an HR-Bench question) are stored once and looked at once.
     """
 
     def __init__(self, store: ContentImageStore) -> None:

@@ -62,8 +62,9 @@ def _build_jsonl(record: Record, shelf: PictureShelf) -> Problem:
 
 def _last_user_text(record: Record) -> str:
     prompt = record.fields["prompt"]
-    turns = cast("list[Row]", prompt) if isinstance(prompt, list) else []
-    texts = [turn["content"] for turn in turns if isinstance(turn, dict) and turn.get("role") == "user"]
+    turns = cast("list[JsonValue]", prompt) if isinstance(prompt, list) else []
+    rows = [cast("Row", turn) for turn in turns if isinstance(turn, dict)]
+    texts = [row.get("content") for row in rows if row.get("role") == "user"]
     if not texts or not isinstance(texts[-1], str):
         raise record.place.at("prompt").error(
             "expected a list of messages with a user's text", got=prompt, fix="Copy the published file again."

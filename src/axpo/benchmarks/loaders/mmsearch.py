@@ -18,7 +18,7 @@ from axpo.types import Problem
 
 NAME = "mmsearch"
 _INSTRUCTION = (
-    "Write a date as yyyy-mm-dd. When the question rests on something that is not so, the answer is: invalid question.\n"
+    "Write a date as yyyy-mm-dd. Where the question rests on something untrue, the answer is: invalid question.\n"
     + ANSWER_SHORT
 )
 _REQUIRED = ("sample_id", "query", "query_image", "area", "subfield", "gt_answer", "alternative_gt_answers")

@@ -1,4 +1,4 @@
-"""How a published question is put to a model: its pictures where it refers to them, its options, what to answer with."""
+"""How a published question is put to a model: pictures where it refers to them, options, how to answer."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def user_message(blocks: Sequence[Content], *, options: Sequence[str] = (), inst
     ending = "\n".join([*lines, instruction])
     if blocks and blocks[-1].text is not None:
         return Message(role="user", content=(*blocks[:-1], Content(text=f"{blocks[-1].text}\n{ending}")))
-    return Message(role="user", content=(*blocks, Content(text=ending)))
+    gap = "\n" if any(block.text is not None for block in blocks) else ""
+    return Message(role="user", content=(*blocks, Content(text=gap + ending)))
 
 
 def picture_first(text: str, picture: ImageRef | None) -> tuple[Content, ...]:
     """One picture before the text, whose placeholders are removed."""
-    return _blocks(picture, _tidy(strip_placeholders(text)))
+    return _blocks(picture, strip_placeholders(text).strip())
 
 
 def one_picture(text: str, picture: ImageRef) -> tuple[Content, ...]:
@@ -43,9 +44,9 @@ def one_picture(text: str, picture: ImageRef) -> tuple[Content, ...]:
     position = next((index for index, line in enumerate(lines) if _ends_with_placeholder(line)), None)
     shown = [_read_line(line) for line in lines]
     if position is None:
-        return _blocks(picture, _tidy("\n".join(shown)))
-    before, after = "\n".join(shown[: position + 1]), "\n".join(shown[position + 1 :])
-    return _blocks(_tidy(before), picture, _tidy(after))
+        return _blocks(picture, "\n".join(shown).strip())
+    before, after = "\n".join(shown[: position + 1]).strip(), "\n".join(shown[position + 1 :]).strip()
+    return _blocks(before + "\n", picture, "\n" + after if before else after)
 
 
 def numbered_pictures(text: str, pictures: Mapping[int, ImageRef]) -> tuple[Content, ...]:
@@ -101,13 +102,15 @@ def inline_options(text: str) -> tuple[str, ...]:
     >>> inline_options("Is it? choice: (A) f(x)=1 (B) f(x)=2 "), inline_options("Which?\\nA: [1]\\nB: []")
     (('f(x)=1', 'f(x)=2'), ('[1]', '[]'))
     """
-    options: list[str] = []
-    marks = list(_MARK.finditer(text))
-    first = max((index for index, mark in enumerate(marks) if mark[1] == "A"), default=len(marks))
-    run = [mark for index, mark in enumerate(marks[first:]) if mark[1] == string.ascii_uppercase[index]]
-    for mark, after in zip(run, [*run[1:], None], strict=True):
-        options.append(text[mark.end() : after.start() if after else len(text)].strip())
-    return tuple(options) if len(options) > 1 else split_options(text)[1]
+    run: list[re.Match[str]] = []
+    for mark in _MARK.finditer(text):
+        if mark[1] == "A":
+            run = [mark]
+        elif mark[1] == string.ascii_uppercase[len(run)]:
+            run.append(mark)
+    ends = [mark.start() for mark in run[1:]] + [len(text)]
+    options = tuple(text[mark.end() : end].strip() for mark, end in zip(run, ends, strict=False))
+    return options if len(options) > 1 else split_options(text)[1]
 
 
 def _ends_with_placeholder(line: str) -> bool:
@@ -124,11 +127,6 @@ def _read_line(line: str) -> str:
 
 def _mentions(line: str) -> str:
     return _PLACEHOLDER.sub(lambda match: f"(picture {match[1] or 1})", line)
-
-
-def _tidy(text: str) -> str:
-    """Without the empty lines and spaces that a removed placeholder leaves at the ends."""
-    return text.strip()
 
 
 def _joined(blocks: Sequence[str | ImageRef]) -> list[str | ImageRef]:
