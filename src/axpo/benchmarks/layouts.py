@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from axpo.errors import DataError
 
@@ -35,7 +37,17 @@ def split_patterns(split: str, *, config: str = "*") -> tuple[str, ...]:
 
 
 BARE_ARROW = "data-*.arrow"
-"""A single split written by `datasets.save_to_disk`: its folder does not say which."""
+"""A single split written by `datasets.save_to_disk`; `state.json` beside it says which."""
+
+
+def find_bare_arrow(folder: Path, split: str) -> tuple[Path, ...]:
+    """The Arrow shards of a folder that `datasets.save_to_disk` wrote for this split alone; empty when it did not."""
+    try:
+        state: object = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    is_split = isinstance(state, dict) and cast("dict[str, object]", state).get("_split") == split
+    return find_files(folder, (BARE_ARROW,)) if is_split else ()
 
 
 def missing_files(folder: Path, what: str, patterns: Sequence[str]) -> DataError:

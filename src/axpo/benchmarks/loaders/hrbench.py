@@ -11,7 +11,7 @@ from typing import Literal
 
 from axpo.benchmarks.benchmark import Preset
 from axpo.benchmarks.containers import Record, Table
-from axpo.benchmarks.layouts import BARE_ARROW, find_files, missing_files, split_patterns
+from axpo.benchmarks.layouts import find_bare_arrow, find_files, missing_files, split_patterns
 from axpo.benchmarks.loaders.assembly import build_problem, gold_letter, keep_evenly, unique
 from axpo.benchmarks.loaders.prompts import ANSWER_LETTER, picture_first, user_message
 from axpo.benchmarks.pictures import PictureShelf
@@ -57,7 +57,7 @@ def _open(folder: Path, resolution: Resolution) -> Table:
         f"**/{name}.tsv",
         f"HRBench{resolution.upper()}.tsv",
     )
-    files = find_files(folder, patterns) or (find_files(folder, (BARE_ARROW,)) if folder.name == split else ())
+    files = find_files(folder, patterns) or find_bare_arrow(folder, split)
     if not files:
         raise missing_files(folder, f"HR-Bench-{resolution.upper()}", patterns)
     return Table(files, required=_REQUIRED, pictures=("image",))

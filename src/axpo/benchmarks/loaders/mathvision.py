@@ -11,7 +11,7 @@ from pathlib import Path
 
 from axpo.benchmarks.benchmark import Preset
 from axpo.benchmarks.containers import Record, Table
-from axpo.benchmarks.layouts import BARE_ARROW, find_files, missing_files, split_patterns
+from axpo.benchmarks.layouts import find_bare_arrow, find_files, missing_files, split_patterns
 from axpo.benchmarks.loaders.assembly import build_problem, keep_evenly, unique
 from axpo.benchmarks.loaders.prompts import (
     ANSWER_BOXED,
@@ -42,7 +42,7 @@ def load(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int |
 def _open(folder: Path, preset: Preset) -> Table:
     split = _SPLITS[preset]
     patterns = (f"{split}.jsonl", f"data/{split}.jsonl", *split_patterns(split), _TSV_NAMES[preset])
-    files = find_files(folder, patterns) or (find_files(folder, (BARE_ARROW,)) if folder.name == split else ())
+    files = find_files(folder, patterns) or find_bare_arrow(folder, split)
     if not files:
         raise missing_files(folder, f"MathVision {split} (preset {preset})", patterns)
     if files[0].suffix == ".jsonl":
