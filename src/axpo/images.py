@@ -25,6 +25,9 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_SIDEWAYS = (5, 6, 7, 8)
 """Orientations in which a camera was held sideways: width and height change places when the picture is upright."""
 
+_PNG_EXIF_NAMES = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Of the PNG chunks that may hold an orientation."""
+
 
 class ContentImageStore:
     """An `axpo.protocols.ImageStore` keyed by the SHA-256 of the encoded bytes.
@@ -124,7 +127,7 @@ def _probe(data: bytes, origin: str) -> tuple[int, int, str]:
             warnings.simplefilter("ignore", PilImage.DecompressionBombWarning)
             with PilImage.open(io.BytesIO(data), formats=FORMATS) as image:
                 width_px, height_px = image.size
-                if image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS:
+                if _is_sideways(image, data):
                     width_px, height_px = height_px, width_px
                 image_format = (image.format or "png").lower()
     except (UnidentifiedImageError, PilImage.DecompressionBombError, OSError, ValueError) as error:
@@ -136,6 +139,13 @@ def _probe(data: bytes, origin: str) -> tuple[int, int, str]:
     if _is_cut_off(data, image_format):
         raise DataError(f"{origin}: the image ends too early ({len(data)} bytes). Copy or save it again.")
     return width_px, height_px, {"jpeg": "jpg"}.get(image_format, image_format)
+
+
+def _is_sideways(image: Image, data: bytes) -> bool:
+    """True when EXIF says so. Pillow decodes a PNG to look for EXIF behind its pixels: asked only where some may be."""
+    if image.format == "PNG" and not any(name in data for name in _PNG_EXIF_NAMES):
+        return False
+    return image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_SIDEWAYS
 
 
 def _is_cut_off(data: bytes, image_format: str) -> bool:
