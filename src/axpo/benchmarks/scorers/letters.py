@@ -27,7 +27,8 @@ def score(problem: Problem, final_text: str) -> Verdict:
     if letter is not None:
         rule = "option_text" if _is_option_text(answer, choices) else "letter"
         return _decided(problem, letter, rule, answer, extraction)
-    if _letter(answer, ()) is not None and _letter(answer, ()) not in _letters(choices):
+    stranger = _letter(answer, ())
+    if stranger is not None and stranger not in _letters(choices):
         return Verdict(is_correct=False, rule="no_such_option", answer=answer, extraction=extraction)
     return undecided(answer, extraction)
 

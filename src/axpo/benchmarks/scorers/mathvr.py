@@ -22,9 +22,12 @@ MAX_PARTS = 20
 MAX_ALTERNATIVES = 4
 
 _CIRCLED = "①②③④⑤⑥⑦⑧⑨"
+_NUMBER = "[1-9]|1[0-9]|20|[a-h]"
 _LABEL = re.compile(
-    r"(?:part\s?|question\s?|q)?(?:[(\[（](?P<round>[1-9]|1[0-9]|20|[a-h])[)\]）]"
-    rf"|(?P<bare>[1-9]|1[0-9]|20|[a-h])[).:](?=\s)|(?P<circled>[{_CIRCLED}]))\s?[:：.]?\s?",
+    rf"(?:(?:part|question|q)\s?(?:(?P<named>{_NUMBER})(?![\w.])|[(\[](?P<in_name>{_NUMBER})[)\]])"
+    rf"|[(\[（](?P<round>{_NUMBER})[)\]）]"
+    rf"|(?P<bare>{_NUMBER})[).](?=\s)"  # no colon: 2: 3 is a ratio
+    rf"|(?P<circled>[{_CIRCLED}]))\s?[:：.)]?\s?",
     re.IGNORECASE,
 )
 _LINE_DECORATION = " \t*#->•"
@@ -48,8 +51,12 @@ def score(problem: Problem, final_text: str) -> Verdict:
     if _is_hedged(golds, answer, text, boxes):
         scores = {"process_score": 0.0}
         return Verdict(is_correct=False, rule="hedged", answer=answer, extraction=extraction, scores=scores)
-    is_corrected = len(golds) == 1 and extraction == "boxed" and len({content for _, _, content in boxes}) > 1
-    if not is_corrected and any(_are_equal(golds, parts) for parts in _readings(text, answer, boxes, len(golds))):
+    if len(golds) == 1:  # of different boxes none may be wrong: a correction is no matter of rules
+        answers = {answer} | ({content for _, _, content in boxes} if extraction == "boxed" else set())
+        is_correct = len(answers) <= MAX_ALTERNATIVES and all(_is_equal(golds[0], _unlabelled(one)) for one in answers)
+    else:
+        is_correct = any(_are_equal(golds, parts) for parts in _readings(text, answer, boxes, len(golds)))
+    if is_correct:
         scores = {"process_score": 1.0}
         return Verdict(is_correct=True, rule="all_parts", answer=answer, extraction=extraction, scores=scores)
     return undecided(answer, extraction, scores={"process_score": 0.0})
@@ -69,7 +76,7 @@ def gold_parts(problem: Problem) -> tuple[str, ...]:
     number = problem.metadata.get("number_of_answers")
     if len(parts) == 1 and isinstance(number, int) and 1 < number <= MAX_PARTS:  # all parts in one text
         return next(_split(parts[0], number), parts)
-    return tuple(_without_label(part) for part in parts)
+    return tuple(_unlabelled(part, index) for index, part in enumerate(parts, start=1))
 
 
 # -- where the parts stand --------------------------------------------------------------------------------------------
@@ -79,12 +86,9 @@ def _readings(text: str, answer: str, boxes: Sequence[tuple[int, int, str]], num
     """The ways to take a final text apart into so many parts."""
     if number > MAX_PARTS:
         return
-    if number == 1:
-        yield (_without_label(answer),)
-        return
     yield from _split(answer, number)
     if len(boxes) == number:
-        yield tuple(_without_label(content) for _, _, content in boxes)
+        yield tuple(_unlabelled(content, index) for index, (_, _, content) in enumerate(boxes, start=1))
     labelled = _labelled_lines(text)
     if all(index in labelled for index in range(1, number + 1)):
         yield tuple(labelled[index] for index in range(1, number + 1))
@@ -112,7 +116,7 @@ def _labels_in_order(text: str) -> list[re.Match[str]]:
     """The labels 1, 2, 3, ... (or a, b, c, ...) in this order; other brackets in between are no labels."""
     labels: list[re.Match[str]] = []
     for label in _LABEL.finditer(text):
-        before = text[: label.start()][-1:]
+        before = text[label.start() - 1 : label.start()]
         if _index(label) == len(labels) + 1 and not before.isalnum() and before not in ("\\", "_", "^"):
             labels.append(label)
     return labels
@@ -133,13 +137,14 @@ def _labelled_lines(text: str) -> dict[int, str]:
 def _index(label: re.Match[str]) -> int:
     if label["circled"]:
         return _CIRCLED.index(label["circled"]) + 1
-    name = (label["round"] or label["bare"]).lower()
+    name = next(filter(None, (label[group] for group in ("named", "in_name", "round", "bare")))).lower()
     return int(name) if name.isdecimal() else ord(name) - ord("a") + 1
 
 
-def _without_label(part: str) -> str:
-    label = _LABEL.match(part.strip())
-    return part.strip()[label.end() :].strip() or part.strip() if label else part.strip()
+def _unlabelled(part: str, index: int = 1) -> str:
+    """The part without its own label; the label of another part stays, and makes it wrong."""
+    label = _LABEL.match(part := part.strip())
+    return part[label.end() :].strip() or part if label and _index(label) == index else part
 
 
 def _split_outside_brackets(text: str, separators: str) -> list[str]:
