@@ -53,7 +53,9 @@ def bounded(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
 # -- the messages -----------------------------------------------------------------------------------------------------
 
 
-def _messages(task: str, reply: str, problem: Problem, *blocks: tuple[str, str], has_images: bool = False):
+def _messages(
+    task: str, reply: str, problem: Problem, *blocks: tuple[str, str], has_images: bool = False
+) -> tuple[Message, ...]:
     blocks = (("question", _question(problem)), *blocks)
     mark = _mark([text for _, text in blocks])
     shown = "\n\n".join(f"[{name} {mark}]\n{text}\n[end of {name} {mark}]" for name, text in blocks)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 
-from axpo.benchmarks.scorers.reading import MAX_ANSWER_CHARS, no_answer, undecided
+from axpo.benchmarks.scorers.reading import MAX_ANSWER_CHARS, final_answer, no_answer, undecided
 from axpo.dialogue import Verdict
-from axpo.rewards.answers import extract_answer
 from axpo.rewards.choice import read_letter
-from axpo.rewards.text import normalize_text
 from axpo.types import Problem
 
 _STATEMENT = re.compile(r"\b(?:answer|option|choice)\s?(?:is\b|:)[\s:*]{0,4}", re.IGNORECASE)
@@ -20,13 +18,12 @@ def score(problem: Problem, final_text: str) -> Verdict:
     Rules: `letter`, `option_text`, `no_such_option` (a letter beyond the options), `no_answer`; else `undecided`.
     """
     choices = option_texts(problem)
-    answer, extraction = extract_answer(final_text)
+    answer, extraction = final_answer(final_text)
     if answer is None:
         return no_answer(extraction)
     letter = _letter(answer, choices)
     if letter is not None:
-        rule = "option_text" if _is_option_text(answer, choices) else "letter"
-        return _decided(problem, letter, rule, answer, extraction)
+        return _decided(problem, letter, _rule(answer, letter), answer, extraction)
     stranger = _letter(answer, ())
     if stranger is not None and stranger not in _letters(choices):
         return Verdict(is_correct=False, rule="no_such_option", answer=answer, extraction=extraction)
@@ -35,7 +32,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
 
 def score_vstar_official(problem: Problem, final_text: str) -> Verdict:
     """The letter alone, whatever the number of options; anything else is wrong. Rules: `letter`, `no_letter`."""
-    answer, extraction = extract_answer(final_text)
+    answer, extraction = final_answer(final_text)
     if answer is None:
         return no_answer(extraction)
     letter = _letter(answer, ())
@@ -49,14 +46,14 @@ def score_hrbench_official(problem: Problem, final_text: str) -> Verdict:
 
     Rules: `letter`, `option_text`, `no_answer`; else `undecided`.
     """
-    answer, extraction = extract_answer(final_text)
+    answer, extraction = final_answer(final_text)
     if answer is None:
         return no_answer(extraction)
     choices = option_texts(problem)
-    letter, rule = _letter(answer, choices), "letter"
+    letter = _letter(answer, choices) or _contained_option(answer, choices)
     if letter is None:
-        letter, rule = _contained_option(answer, choices), "option_text"
-    return undecided(answer, extraction) if letter is None else _decided(problem, letter, rule, answer, extraction)
+        return undecided(answer, extraction)
+    return _decided(problem, letter, _rule(answer, letter), answer, extraction)
 
 
 def option_texts(problem: Problem) -> tuple[str, ...]:
@@ -88,8 +85,8 @@ def _letters(choices: tuple[str, ...]) -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices) or 26]
 
 
-def _is_option_text(answer: str, choices: tuple[str, ...]) -> bool:
-    return len(answer.strip("(). ")) > 1 and normalize_text(answer) in map(normalize_text, choices)
+def _rule(answer: str, letter: str) -> str:
+    return "letter" if _letter(answer, ()) == letter else "option_text"
 
 
 def _contained_option(answer: str, choices: tuple[str, ...]) -> str | None:

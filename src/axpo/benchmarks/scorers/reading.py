@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from axpo.dialogue import Verdict
+from axpo.rewards.answers import extract_answer
 from axpo.rewards.math import parse_number
 from axpo.rewards.text import normalize_text
 
@@ -15,6 +16,21 @@ MAX_NUMBER_CHARS = 100
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
+_ANNOUNCEMENT = re.compile(r"\banswer\b[\s*_]{0,8}(?:is\b|:|=)", re.IGNORECASE)
+
+
+def final_answer(text: str) -> tuple[str | None, str]:
+    """`extract_answer`, but an announcement with nothing after it means the line below.
+
+    >>> final_answer("The correct answer is:\\n\\n**B**")
+    ('**B**', 'phrase')
+    """
+    answer, extraction = extract_answer(text)
+    if extraction != "phrase" or (answer and answer.strip(":*_.! ")):
+        return answer, extraction
+    lines = [line.strip() for line in visible_text(text).splitlines() if line.strip()]
+    last = max(number for number, line in enumerate(lines) if _ANNOUNCEMENT.search(line))
+    return next(iter(lines[last + 1 :]), None), extraction
 
 
 def visible_text(text: str) -> str:
