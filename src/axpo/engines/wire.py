@@ -176,9 +176,8 @@ def read_reply(body: JsonValue, *, read_call: ReadCall, options: WireOptions) ->
     choice = _first_choice(body)
     message = _object(choice.get("message"), "a choice without a message")
     text = _read_text(message.get("content"))
-    reasoning = next(
-        (v for k in ("reasoning_content", "reasoning") if isinstance(v := message.get(k), str) and v), None
-    )
+    found = (message.get(name) for name in ("reasoning_content", "reasoning"))
+    reasoning = next((value for value in found if isinstance(value, str) and value), None)
     if reasoning is None:
         reasoning, text = split_thinking(text, has_open_thinking=options.has_open_thinking)
     calls = _read_calls(message.get("tool_calls"), read_call)
@@ -252,16 +251,15 @@ def _read_calls(listed: JsonValue, read_call: ReadCall) -> tuple[ToolCall, ...]:
         raise WireError("tool_calls that are no list")
     calls: list[ToolCall] = []
     for number, entry in enumerate(cast("list[JsonValue]", listed)):
-        function = _object(
-            _object(entry, "a tool call that is no object").get("function"), "a tool call of no function"
-        )
+        call = _object(entry, "a tool call that is no object")
+        function = _object(call.get("function"), "a tool call without a function")
         name, arguments = function.get("name"), function.get("arguments")
         if not isinstance(arguments, str):
             arguments = json.dumps({} if arguments is None else arguments)
         # read as the text between a policy's tags would be: the same bounds, the same words for the model
         raw = f'{{"name": {json.dumps(name)}, "arguments": {arguments.strip() or "{}"}}}'
-        call = read_call(number, raw, is_closed=True)
-        calls.append(replace(call, name=name) if call.parse_error is not None and isinstance(name, str) else call)
+        read = read_call(number, raw, is_closed=True)
+        calls.append(replace(read, name=name) if read.parse_error is not None and isinstance(name, str) else read)
     return tuple(calls)
 
 

@@ -237,8 +237,8 @@ def _read_lines(path: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
                     raise RecordError("expected an object with the name of a rollout")
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{path}: line {number} cannot be read ({error}). Delete the journal: unfinished rollouts are asked "
-                    "again then."
+                    f"{path}: line {number} cannot be read ({error}). Delete the journal; unfinished rollouts are "
+                    "asked again then."
                 ) from error
             yield (start, len(data)), cast("dict[str, Any]", line)
             start += len(data)
