@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from search_servers import Reply, Request, Server, serving
 
 from axpo.engines.http import HttpChatModel
 from axpo.engines.wire import WireOptions
@@ -23,6 +22,7 @@ from axpo.images import ContentImageStore
 from axpo.protocols import ChatModel, ChatReply, ChatRequest
 from axpo.rollout.calls import read_call
 from axpo.types import Content, ImageRef, Message, SamplingParams
+from search_servers import Reply, Request, Server, serving
 
 KEY = "sk-secret-0123456789"
 DONE = {
@@ -244,7 +244,9 @@ class TestTryingAgain:
             world.reply(max_retries=2)
         assert len(world.server.requests) == 3
 
-    @pytest.mark.parametrize(("asked", "bounds"), [("7", (7, 7)), ("100000", (60, 60)), ("0", (0, 1)), ("soon", (6, 6))])
+    @pytest.mark.parametrize(
+        ("asked", "bounds"), [("7", (7, 7)), ("100000", (60, 60)), ("0", (0, 1)), ("soon", (6, 6))]
+    )
     def test_the_service_may_ask_for_a_longer_pause(
         self, world: World, asked: str, bounds: tuple[float, float]
     ) -> None:

@@ -215,7 +215,9 @@ class TestReplies:
         assert found.parse_error is not None
 
     def test_calls_in_the_text_are_read_where_the_service_reads_none(self) -> None:
-        text = 'Look.\n<tool_call>\n{"name": "zoom", "arguments": {"x": 1}}\n</tool_call><tool_call>{"name": </tool_call>'
+        text = (
+            'Look.\n<tool_call>\n{"name": "zoom", "arguments": {"x": 1}}\n</tool_call><tool_call>{"name": </tool_call>'
+        )
         message = read(f"<think>hm</think>{text}").message
         assert message.text == "Look."
         assert [(c.id, c.name, c.parse_error is None) for c in message.tool_calls] == [

@@ -7,8 +7,7 @@ what tools answered: nobody tells how many tokens those are. And an answered tur
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from axpo.dialogue import TokenUsage, Transcript
@@ -50,7 +49,8 @@ async def run_chat(problem: Problem, *, setup: ChatSetup, rollout_id: str, seed:
     With a journal it goes on after the last turn that was answered, tools included: stateful ones are called again, so
     that they stand where they stood. A further try after a fault does so too when it has the same seed.
     """
-    chat = _Chat(messages=list(problem.messages))
+    clock = setup.executor.clock
+    chat = _Chat(messages=list(problem.messages), clock=clock, started_s=clock())
     context = ToolContext(rollout_id=rollout_id, images=list(problem.images), store=setup.store)
     try:
         stop_reason, final_text = await _converse(chat, context, setup.specs_for(problem), setup, seed)
@@ -163,11 +163,12 @@ class _Chat:
     """The growing conversation of one rollout."""
 
     messages: list[Message]
+    clock: Callable[[], float]
+    started_s: float
     turns: list[Message] = field(default_factory=lambda: list[Message]())
     tool_results: list[ToolResult] = field(default_factory=lambda: list[ToolResult]())
     usage: TokenUsage = field(default_factory=TokenUsage)
     num_tool_turns: int = 0
-    started_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
     """Time its calls waited for others: ours, not the dialogue's."""
 
@@ -177,7 +178,7 @@ class _Chat:
 
     @property
     def elapsed_s(self) -> float:
-        return time.monotonic() - self.started_s
+        return self.clock() - self.started_s
 
     @property
     def charged_s(self) -> float:
