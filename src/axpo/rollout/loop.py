@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from axpo.errors import DataError, EngineFault, RolloutFault, ToolFault
 from axpo.protocols import (
@@ -37,6 +38,7 @@ from axpo.types import (
     SegmentKind,
     StopReason,
     ThinkingPrefix,
+    ToolCall,
     ToolFailure,
     ToolResult,
     ToolSpec,
@@ -140,20 +142,55 @@ async def _converse(
         if dialogue.num_tool_turns >= limits.max_tool_turns:
             return StopReason.TURN_LIMIT, ""
         # (5) run the calls, one after the other: a later one may use the images of an earlier one
-        results: list[ToolResult] = []
-        for number, call in enumerate(turn.tool_calls):
-            call = replace(call, id=f"{context.rollout_id}/{dialogue.num_tool_turns}-{call.id}")
-            if number >= MAX_CALLS_PER_TURN:
-                results.append(ToolResult(call=call, failure=_TOO_MANY_CALLS))
-                continue
-            results.append(await setup.executor.run(call, context, offered=offered))
-            dialogue.waited_s += results[-1].queue_time_s
-            if dialogue.charged_s >= limits.time_limit_s:
-                dialogue.tool_results.extend(results)
-                return StopReason.TIME_LIMIT, ""
+        calls = name_calls(turn.tool_calls, context.rollout_id, dialogue.num_tool_turns)
+        results, is_late = await run_calls(
+            calls, context, dialogue, executor=setup.executor, offered=offered, time_limit_s=limits.time_limit_s
+        )
+        if is_late:
+            dialogue.tool_results.extend(results)
+            return StopReason.TIME_LIMIT, ""
         # (6) append what the tools answered, as ids
         if not dialogue.add_results(results, setup.renderer, max_response_tokens=limits.max_response_tokens):
             return StopReason.TOKEN_LIMIT, ""
+
+
+class Clock(Protocol):
+    """How much of its time a dialogue has used."""
+
+    waited_s: float
+    """Time its calls waited for others: ours, not the dialogue's."""
+
+    @property
+    def charged_s(self) -> float:
+        """Seconds since its start without those."""
+        ...
+
+
+def name_calls(calls: Sequence[ToolCall], rollout_id: str, turn: int) -> tuple[ToolCall, ...]:
+    """The calls of a turn with ids that no other call of the run has."""
+    return tuple(replace(call, id=f"{rollout_id}/{turn}-{call.id}") for call in calls)
+
+
+async def run_calls(
+    calls: Sequence[ToolCall],
+    context: ToolContext,
+    clock: Clock,
+    *,
+    executor: ToolExecutor,
+    offered: Sequence[str],
+    time_limit_s: float,
+) -> tuple[list[ToolResult], bool]:
+    """The results of a turn's calls, and True when the time limit passed: the calls after that were not run."""
+    results: list[ToolResult] = []
+    for number, call in enumerate(calls):
+        if number >= MAX_CALLS_PER_TURN:
+            results.append(ToolResult(call=call, failure=_TOO_MANY_CALLS))
+            continue
+        results.append(await executor.run(call, context, offered=offered))
+        clock.waited_s += results[-1].queue_time_s
+        if clock.charged_s >= time_limit_s:
+            return results, True
+    return results, False
 
 
 @dataclass(slots=True, kw_only=True)

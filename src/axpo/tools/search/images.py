@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from axpo.errors import ConfigError, DataError, ToolFault
+from axpo.http import check_url, read_key
 from axpo.images import ContentImageStore
 from axpo.protocols import ToolContext
 from axpo.threads import run_in_daemon_thread
-from axpo.tools.search.http import HttpClient, check_url, read_json, read_key
+from axpo.tools.search.http import HttpClient, read_json
 from axpo.tools.search.local import LocalIndex
 from axpo.tools.search.pages import PageFetcher
 from axpo.tools.search.proof import PROBE_QUERY

@@ -12,9 +12,10 @@ from typing import cast
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from axpo.errors import ConfigError, ToolError, ToolFault
+from axpo.http import Answer
 from axpo.protocols import ToolContext
 from axpo.threads import run_in_daemon_thread
-from axpo.tools.search.http import Answer, HttpClient
+from axpo.tools.search.http import HttpClient
 from axpo.tools.search.local import LocalIndex
 from axpo.tools.search.results import Domains, bad_arguments, clean, read_count, refuse_unknown
 from axpo.tools.search.service import Service

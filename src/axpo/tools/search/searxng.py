@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from axpo.errors import ToolFault
-from axpo.tools.search.http import HttpClient, NoResults, check_url, read_json, read_key
+from axpo.http import check_url, read_key
+from axpo.tools.search.http import HttpClient, NoResults, read_json
 from axpo.tools.search.results import Domains, SearchResult, one_line, read_results
 from axpo.types import JsonValue
 

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any, cast
 
 from axpo.errors import ConfigError
+from axpo.http import read_key
 from axpo.protocols import Tool, ToolContext
-from axpo.tools.search.http import HttpClient, read_key
+from axpo.tools.search.http import HttpClient
 from axpo.tools.search.local import LocalBackend, LocalIndex
 from axpo.tools.search.pages import KnownPages, OpenPageTool, PageFetcher
 from axpo.tools.search.proof import PROBE_QUERY

@@ -1,0 +1,126 @@
+"""What the refusals of chat services mean: whose fault they are, and whether asking again helps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from axpo.errors import ConfigError, EngineFault, QuotaError
+from axpo.http import Answer
+
+MAX_SAID_CHARS = 300
+"""Of the service's own words."""
+_MAX_READ_BYTES = 65536
+_CONTEXT = (
+    "context length",
+    "context_length",
+    "context window",
+    "context size",
+    "context_size",
+    "max_model_len",
+    "maximum model length",
+    "too many tokens",
+    "prompt is too long",
+    "input is too long",
+    "maximum number of tokens",
+)
+_UNSUPPORTED = (
+    "unsupported",
+    "not support",
+    "unrecognized",
+    "unknown",
+    "unexpected",
+    "not permitted",
+    "extra inputs",
+    "not allowed",
+    "does not exist",
+    "no longer",
+)
+_NO_MODEL = ("not found", "not exist", "no such model", "unknown model", "invalid model", "not available")
+_USED_UP = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance", "credit balance")
+_TRANSIENT = (408, 409, 425, 429)
+
+
+class RetryLater(Exception):
+    """The service cannot answer now. `wait_s`: how long it asks to wait, if it says."""
+
+    def __init__(self, message: str, *, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class ContextFull(Exception):
+    """The conversation, with the room asked for, is longer than the model takes."""
+
+
+def refuse(answer: Answer, *, service: str, model: str, sent: Iterable[str], key: str | None, key_hint: str) -> None:
+    """Raise what an answer other than a completion deserves; return for a completion.
+
+    `sent`: names of the parameters that a service may not know. `key` never appears in a message.
+
+    Raises `ConfigError`, `QuotaError`, `EngineFault`, `RetryLater` or `ContextFull`.
+    """
+    status, said, code = _read_error(answer, key)
+    if status == 200:
+        return
+    words = f"{code} {said}".lower()
+    message = f"{service} answered HTTP {status}: {said or 'nothing'}"
+    if status == 402 or (status in (400, 403, 429) and _has(words, _USED_UP)):
+        raise QuotaError(f"{message} Its plan is used up: raise the limit there, then go on with --resume.")
+    if status in (401, 403):
+        raise ConfigError(f"{message} {key_hint}")
+    if status in _TRANSIENT or status >= 500:
+        raise RetryLater(message, wait_s=answer.retry_after_s)
+    if _has(words, _CONTEXT) or ("longer than" in words and "token" in words):
+        raise ContextFull(message)
+    if status == 404 or (status in (400, 422) and "model" in words and _has(words, _NO_MODEL)):
+        raise ConfigError(f"{message} Check the address {service} and the model's name {model!r}.")
+    if status in (400, 422) and (name := _unsupported(answer, words, sent)) is not None:
+        raise ConfigError(f"{message} Leave the parameter out: omit = [{name!r}].")
+    if status == 413:
+        message = f"{message} The request is too large: set max_image_px."
+    raise EngineFault(message)
+
+
+def bounded(text: str, key: str | None) -> str:
+    """What a service says, as one printable line without the key."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return (line.replace(key, "***") if key else line)[:MAX_SAID_CHARS]
+
+
+def _read_error(answer: Answer, key: str | None) -> tuple[int, str, str]:
+    """Status, words and code. Some services answer HTTP 200 and put the error inside."""
+    body = _json(answer.body) if answer.status != 200 or answer.body[:200].find(b'"error"') >= 0 else None
+    if not isinstance(body, Mapping):
+        return answer.status, bounded(answer.body[:_MAX_READ_BYTES].decode(errors="replace"), key), ""
+    fields = cast("Mapping[str, Any]", body)
+    error = fields.get("error")
+    if answer.status == 200 and (not error or fields.get("choices")):
+        return 200, "", ""
+    inner = cast("Mapping[str, Any]", error) if isinstance(error, Mapping) else fields
+    said = inner.get("message") or inner.get("detail") or (error if isinstance(error, str) else json.dumps(inner))
+    said = said if isinstance(said, str) else json.dumps(said)
+    code = inner.get("code")
+    status = answer.status
+    if status == 200:
+        status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return status, bounded(said[:_MAX_READ_BYTES], key), f"{code} {inner.get('type')} {inner.get('param')}"
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body[:_MAX_READ_BYTES])
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unsupported(answer: Answer, words: str, sent: Iterable[str]) -> str | None:
+    """Which parameter the service does not know."""
+    if not _has(words, _UNSUPPORTED):
+        return None
+    return next((name for name in sent if name in words), None)
+
+
+def _has(words: str, parts: Iterable[str]) -> bool:
+    return any(part in words for part in parts)
