@@ -32,8 +32,8 @@ _ALARM_NOTES = {
 }
 _SIGNS = "†‡§¶‖"
 _METHOD = (
-    "Percent. Small: 95 % interval, bootstrap clustered by question. Averages are unweighted over benchmarks. A rollout "
-    "that was lost is wrong and stays in n."
+    "Percent. Small: 95 % interval, bootstrap clustered by question. Averages are unweighted over benchmarks. A "
+    "rollout that was lost is wrong and stays in n."
 )
 
 
