@@ -169,6 +169,8 @@ def test_fields_are_read_as_texts_numbers_and_lists() -> None:
     assert (row.text("a"), row.text("n"), row.integer("n")) == ("x", "3", 3)
     assert [row.maybe_text(name) for name in ("nan", "none", "empty", "absent")] == [None] * 4
     assert row.texts("json") == ("a", "b") and row.texts("python") == ("a", "b'") and row.texts("one") == ("a",)
+    gaps = record(list=["a", None, " ", "b"])
+    assert gaps.texts("list") == ("a", "b") and gaps.all_texts("list") == ("a", "", "", "b")
     assert row.texts("none") == row.texts("absent") == row.texts("empty") == row.texts("nan") == ()
 
 
