@@ -106,7 +106,7 @@ def mathvision_rows() -> Rows:
         | {"answer": "A"},
         {"id": "33", "question": "The ant <image1> meets <image3>.\nWhere?\n<image6>\n<image7>", "options": []}
         | {"answer": "$7/3$", **empty},
-        {"id": "2830", "question": "Area?<image1>", "options": [], "answer": "\\boxed{\x0crac{1}{2}}", **empty},
+        {"id": "2830", "question": "Area?<image1>", "options": [], "answer": "\x0crac{36}{13}", **empty},
     ]
 
 

@@ -125,7 +125,7 @@ def test_a_folder_without_the_files_says_what_was_looked_for_and_what_lies_there
 def test_mathvision_reads_every_container(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     problems = read(mathvision.load, write(tmp_path))
     rows = mathvision_rows()
-    assert [problem.answer for problem in problems] == [row["answer"].strip() for row in rows]
+    assert [problem.answer for problem in problems] == [row["answer"] for row in rows]
     assert [problem.metadata["options"] for problem in problems] == [row["options"] for row in rows]
     letters = ["A", "B", "C", "D", "E"]
     texts = ["red", "a (b)", "1", "2", "3"]
@@ -146,6 +146,7 @@ def test_mathvision_has_subjects_and_levels(tmp_path: Path) -> None:
     problem = read(mathvision.load, write_mathvision_parquet(tmp_path))[0]
     assert problem.id == problem.metadata["cluster"] == "4"
     assert problem.metadata["categories"] == {"subject": "counting", "level": "2"}
+    assert (problem.metadata["subject"], problem.metadata["level"]) == ("counting", 2)
 
 
 def test_mathvision_full_is_the_test_file_and_testmini_is_no_substitute(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from axpo.errors import DataError
 from axpo.tasks.fields import Place, Row, check_text
 from axpo.types import JsonValue
 
+_SPACE = " \t\r\n"
+"""What is stripped: a form feed stays, it is what is left of the `\\f` of `\\frac` in published answers."""
 _MAX_LITERAL_CHARS = 20_000
 """Of a list written as Python: its parser takes memory and stack in proportion."""
 
@@ -52,7 +54,7 @@ class Record:
             return None
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.place.at(name).error("expected a text", got=value, fix="Copy the published file again.")
-        return check_text(str(value), self.place.at(name)).strip() or None
+        return check_text(str(value), self.place.at(name)).strip(_SPACE) or None
 
     def integer(self, name: str) -> int:
         """A whole number, possibly written as text."""
@@ -65,19 +67,30 @@ class Record:
             ) from error
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts: a list, the same written as JSON or as Python, one text alone, or nothing."""
+        """The texts of a list that are not empty, see `all_texts`."""
+        return tuple(text for text in self.all_texts(name) if text)
+
+    def all_texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts: a list, the same written as JSON or as Python, one text alone, or nothing.
+
+        Items that are empty or null stay, as empty texts: the place of an option is its letter.
+        """
         value = self.fields.get(name)
         if isinstance(value, str):
             value = read_list(value)
+        if is_absent(value) or value == "":
+            return ()
         items = cast("list[JsonValue]", value) if isinstance(value, list) else [value]
-        return tuple(self._item(item, name) for item in items if not is_absent(item) and str(item).strip())
+        return tuple(self._item(item, name) for item in items)
 
     def _item(self, item: JsonValue, name: str) -> str:
+        if is_absent(item):
+            return ""
         if isinstance(item, dict | list):
             item = json.dumps(item, ensure_ascii=False)
         if isinstance(item, bool | bytes):
             raise self.place.at(name).error("expected texts", got=item, fix="Copy the published file again.")
-        return check_text(str(item), self.place.at(name)).strip()
+        return check_text(str(item), self.place.at(name)).strip(_SPACE)
 
 
 class Table:

@@ -55,9 +55,10 @@ def _open(folder: Path, preset: Preset) -> Table:
 
 
 def _build(record: Record, shelf: PictureShelf, folder: Path) -> Problem:
-    options = record.texts("options" if "options" in record.fields else "choices")
+    options = record.all_texts("options" if "options" in record.fields else "choices")
     choices = _choices(options)
     has_texts = choices != _LETTERS[: len(choices)]
+    labels = dict(_labels(record))
     problem_id = record.maybe_text("id") or record.text("index")
     message = user_message(
         one_picture(record.text("question"), _picture(record, shelf, folder)),
@@ -69,9 +70,9 @@ def _build(record: Record, shelf: PictureShelf, folder: Path) -> Problem:
         problem_id=problem_id,
         message=message,
         answer=record.text("answer"),
-        categories=dict(_categories(record)),
+        categories={name: str(value) for name, value in labels.items()},
         choices=choices,
-        scorer_data={"options": list(options)},
+        scorer_data={"options": list(options), **labels},
     )
 
 
@@ -81,11 +82,10 @@ def _choices(options: tuple[str, ...]) -> tuple[str, ...]:
     return texts if any(texts) else _LETTERS[: len(options)]
 
 
-def _categories(record: Record) -> Iterator[tuple[str, str]]:
+def _labels(record: Record) -> Iterator[tuple[str, str | int]]:
     yield "subject", record.text("subject" if "subject" in record.fields else "category")
-    level = record.maybe_text("level")
-    if level is not None:
-        yield "level", level
+    if record.maybe_text("level") is not None:
+        yield "level", record.integer("level")
 
 
 def _picture(record: Record, shelf: PictureShelf, folder: Path) -> ImageRef:
