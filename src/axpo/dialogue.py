@@ -43,6 +43,8 @@ class Transcript:
     final_text: str
     """Visible text of the last turn; what a scorer reads. Empty when the dialogue did not get there."""
     usage: TokenUsage = TokenUsage()
+    first_prompt_tokens: int | None = None
+    """Of the first call: the question with its pictures; None when nobody counted."""
     wall_time_s: float = 0.0
 
     def __post_init__(self) -> None:

@@ -9,12 +9,26 @@ from axpo.benchmarks import judge_prompts
 from axpo.benchmarks.benchmark import Benchmark
 from axpo.benchmarks.loaders import (
     dynamath as dynamath_files,
+)
+from axpo.benchmarks.loaders import (
     hrbench as hrbench_files,
+)
+from axpo.benchmarks.loaders import (
     hrmmsearch as hrmmsearch_files,
+)
+from axpo.benchmarks.loaders import (
     mathvision as mathvision_files,
+)
+from axpo.benchmarks.loaders import (
     mathvr as mathvr_files,
+)
+from axpo.benchmarks.loaders import (
     mmsearch as mmsearch_files,
+)
+from axpo.benchmarks.loaders import (
     visualprobe as visualprobe_files,
+)
+from axpo.benchmarks.loaders import (
     vstar as vstar_files,
 )
 from axpo.benchmarks.own import SUFFIXES, mini_benchmark, own_benchmark

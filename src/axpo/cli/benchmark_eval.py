@@ -31,15 +31,15 @@ from axpo.cli.benchmark_results import write_results
 from axpo.cli.console import RunConsole
 from axpo.cli.folders import check_unchanged, hold_folder
 from axpo.cli.overrides import lay_over
-from axpo.cli.samplers import open_chat_model, open_sampler
+from axpo.cli.samplers import open_judge_model, open_sampler
 from axpo.diagnostics.recorder import RunRecorder
 from axpo.dialogue import Transcript, Verdict
 from axpo.errors import ConfigError
 from axpo.evaluation.folder import Manifest, read_manifest, write_manifest, write_problems, write_verdicts
 from axpo.evaluation.log import RolloutLog, drop_lost, read_log
 from axpo.evaluation.sampling import Effort, sample_missing
-from axpo.evaluation.scoring import AskJudge, judge_all
 from axpo.evaluation.scorecard import BenchmarkInfo
+from axpo.evaluation.scoring import AskJudge, judge_all
 from axpo.files import write_atomically
 from axpo.images import ContentImageStore
 from axpo.trainer.config import format_toml
@@ -206,7 +206,7 @@ async def _sample_and_judge(
                         log=logs[name],
                         effort=effort,
                         on_done=lambda record: console.on_rollout(),
-                        before_write=lambda transcript: _persist(transcript, store),
+                        persist=lambda transcript: _persist(transcript, store),
                     )
     finally:
         for log in logs.values():
@@ -231,18 +231,15 @@ async def _judge(
     request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
 ) -> None:
     judge_config = request.config.judge
-    judge = None
+    judge = model = None
     if judge_config.url is not None and judge_config.model is not None:
-        model = open_chat_model(
-            judge_config.url,
-            judge_config.model,
-            store=store,
-            api_key_env=judge_config.api_key_env,
-            options=judge_config.model_dump(
-                include={"timeout_s", "max_retries", "max_concurrent", "omit", "extra_body"}
-            ),
+        model = open_judge_model(judge_config.url, judge_config.model, judge_config, store=store)
+        judge = Judge(
+            model,
+            model_name=judge_config.model,
+            cache_path=request.folder / "judge.jsonl",
+            max_concurrent=judge_config.max_concurrent,
         )
-        judge = Judge(model, model_name=judge_config.model, cache_path=request.folder / "judge.jsonl")
     try:
         for benchmark in request.benchmarks:
             wanted = {
@@ -260,8 +257,8 @@ async def _judge(
             )
             write_verdicts(request.folder, benchmark.name, judged)
     finally:
-        if judge is not None:
-            await judge.close()
+        if model is not None:
+            await model.close()
 
 
 def _ask(judge: Judge | None, benchmark: Benchmark) -> AskJudge | None:
@@ -270,7 +267,7 @@ def _ask(judge: Judge | None, benchmark: Benchmark) -> AskJudge | None:
         return None
 
     async def ask(problem: Problem, undecided: Verdict, final_text: str) -> Verdict:
-        return await judge.judge(prompt, problem, undecided.answer or "", final_text)
+        return await judge.settle(prompt, problem, undecided, final_text)
 
     return ask
 

@@ -51,7 +51,7 @@ def write_results(folder: Path, *, judge: str, console: RunConsole) -> None:
     write_atomically(folder / "summary.json", [json.dumps(to_json(scores), ensure_ascii=False)])
     table = build_paper_table([(manifest.label, summaries)])
     write_atomically(folder / "table.md", [paper_markdown(table)])
-    write_page(folder, out=folder / "report.html")
+    write_page(_page_input(folder, manifest, summaries, results), folder / "report.html")
     console.show(_terminal_table(manifest, summaries))
     for summary in summaries:
         for alarm in summary.alarms:
@@ -68,7 +68,9 @@ def read_scores(folder: Path) -> Scores:
     try:
         return from_json(Scores, json.loads(path.read_bytes()))
     except (OSError, ValueError, RecordError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: not the numbers of an evaluation: {error}. Run its `axpo eval` command again.") from error
+        raise DataError(
+            f"{path}: not the numbers of an evaluation: {error}. Run its `axpo eval` command again."
+        ) from error
 
 
 def print_comparison(first: Path, second: Path, *, out: Path | None) -> None:

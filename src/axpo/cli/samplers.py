@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from axpo.cli.benchmark_config import BenchmarkConfig, EndpointConfig
+from axpo.cli.benchmark_config import BenchmarkConfig, EndpointConfig, JudgeConfig
 from axpo.cli.build import build_engine, build_parts, eval_sampling, limits_of
 from axpo.cli.rows import check_questions, context_length
 from axpo.cli.tools import build_executor, check_tools
 from axpo.dialogue import Transcript
 from axpo.engines.http import HttpChatModel
-from axpo.errors import ConfigError
+from axpo.engines.wire import WireOptions
 from axpo.evaluation.sampling import Sampler
 from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.rollout.bounds import shorten_by_bytes
+from axpo.rollout.calls import read_call
 from axpo.rollout.chat import ChatSetup, run_chat
 from axpo.rollout.journal import TurnJournal
 from axpo.rollout.loop import RolloutSetup, run_rollout
@@ -64,6 +63,9 @@ class CheckpointSampler:
         """Nothing that anybody billed."""
         return None
 
+    def forget(self, rollout_id: str) -> None:
+        """Nothing was kept."""
+
 
 @contextlib.asynccontextmanager
 async def _open_checkpoint(
@@ -96,6 +98,7 @@ class EndpointSampler:
     """Dialogues in messages, with a model behind an OpenAI-compatible service."""
 
     setup: ChatSetup
+    model: HttpChatModel
     endpoint: EndpointConfig
 
     async def sample(self, problem: Problem, *, rollout_id: str, seed: int) -> Transcript:
@@ -103,9 +106,10 @@ class EndpointSampler:
         return await run_chat(problem, setup=self.setup, rollout_id=rollout_id, seed=seed)
 
     def effective_px(self, problem: Problem, transcript: Transcript) -> int | None:
-        """A bound: all tokens of the first prompt, as if every one of them stood for a picture."""
+        """A bound: what was sent, and all tokens of the first prompt as if every one of them stood for a picture."""
+        sent_px = self.model.effective_px(problem.images)
         tokens = transcript.first_prompt_tokens
-        return None if tokens is None else tokens * self.endpoint.px_per_token
+        return sent_px if tokens is None else min(sent_px, tokens * self.endpoint.px_per_token)
 
     def cost_usd(self, transcript: Transcript) -> float | None:
         """By the prices of the configuration; None without."""
@@ -115,49 +119,62 @@ class EndpointSampler:
         usage = transcript.usage
         return (usage.prompt_tokens * prices[0] + usage.completion_tokens * prices[1]) / 1e6
 
+    def forget(self, rollout_id: str) -> None:
+        """Its turns leave the journal."""
+        if self.setup.journal is not None:
+            self.setup.journal.forget(rollout_id)
+
 
 @contextlib.asynccontextmanager
 async def _open_endpoint(
     config: BenchmarkConfig, url: str, *, folder: Path, store: ContentImageStore
 ) -> AsyncGenerator[EndpointSampler]:
     endpoint = config.endpoint
-    options = endpoint.model_dump(
-        include={
-            "timeout_s",
-            "max_retries",
-            "max_concurrent",
-            "max_image_px",
-            "tool_images",
-            "send_reasoning",
-            "omit",
-            "extra_body",
-        }
-    )
     executor = build_executor(config, shorten=shorten_by_bytes)
-    with contextlib.closing(executor), contextlib.closing(TurnJournal(folder / "journal.jsonl")) as journal:
+    journal = TurnJournal(folder / "journal.jsonl", store=store, pictures=folder / "images")
+    with contextlib.closing(executor), contextlib.closing(journal):
         check_tools(executor)
-        model = open_chat_model(url, config.model.path, store=store, api_key_env=endpoint.api_key_env, options=options)
+        model = HttpChatModel(
+            url,
+            config.model.path,
+            store=store,
+            read_call=read_call,
+            api_key_env=endpoint.api_key_env,
+            timeout_s=endpoint.timeout_s,
+            max_retries=endpoint.max_retries,
+            max_concurrent=endpoint.max_concurrent,
+            max_image_px=endpoint.max_image_px,
+            options=WireOptions(
+                sends_reasoning=endpoint.send_reasoning, has_tool_pictures=endpoint.tool_images == "tool"
+            ),
+            extra_body=endpoint.extra_body,
+            omit=endpoint.omit,
+        )
+        setup = ChatSetup(
+            model=model,
+            executor=executor,
+            store=store,
+            limits=limits_of(config, config.eval),
+            sampling=eval_sampling(config),
+            journal=journal,
+        )
         try:
-            setup = ChatSetup(
-                model=model,
-                executor=executor,
-                store=store,
-                limits=limits_of(config, config.eval),
-                sampling=eval_sampling(config),
-                journal=journal,
-            )
-            yield EndpointSampler(setup=setup, endpoint=endpoint)
+            yield EndpointSampler(setup=setup, model=model, endpoint=endpoint)
         finally:
             await model.close()
 
 
-def open_chat_model(
-    url: str, model: str, *, store: ContentImageStore, api_key_env: str | None, options: Mapping[str, Any]
-) -> HttpChatModel:
-    """A client of an OpenAI-compatible service. Raises `ConfigError` when the key is missing."""
-    key = None
-    if api_key_env is not None:
-        key = os.environ.get(api_key_env, "").strip()
-        if not key:
-            raise ConfigError(f"the environment variable {api_key_env} holds no key for {url}. Set it.")
-    return HttpChatModel(url, model, store=store, api_key=key, **options)
+def open_judge_model(url: str, model: str, judge: JudgeConfig, *, store: ContentImageStore) -> HttpChatModel:
+    """The client of the service that judges. Raises `ConfigError`."""
+    return HttpChatModel(
+        url,
+        model,
+        store=store,
+        read_call=read_call,
+        api_key_env=judge.api_key_env,
+        timeout_s=judge.timeout_s,
+        max_retries=judge.max_retries,
+        max_concurrent=judge.max_concurrent,
+        extra_body=judge.extra_body,
+        omit=judge.omit,
+    )

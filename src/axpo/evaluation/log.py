@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,16 @@ class RolloutLog:
         for record in read_log(path):
             self._note(record)
         self._file = path.open("ab")
+        self._lock = threading.Lock()
 
     def append(self, record: SampledRollout) -> None:
-        """Write a try. Returns when it is on the disk."""
-        line = json.dumps(to_json(record), ensure_ascii=False)
-        self._file.write(line.encode("utf-8", "replace") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._note(record)
+        """Write a try, from any thread. Returns when it is on the disk."""
+        line = json.dumps(to_json(record), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._note(record)
 
     def close(self) -> None:
         """Close the file."""

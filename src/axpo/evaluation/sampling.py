@@ -13,6 +13,7 @@ from axpo.errors import EngineFault, RolloutFault
 from axpo.evaluation.log import RolloutLog
 from axpo.evaluation.records import SampledRollout
 from axpo.rollout.seeding import derive_seed
+from axpo.threads import run_in_daemon_thread
 from axpo.types import Problem
 
 MAX_LOST_IN_A_ROW = 16
@@ -34,6 +35,10 @@ class Sampler(Protocol):
 
     def cost_usd(self, transcript: Transcript) -> float | None:
         """What the dialogue cost; None without prices."""
+        ...
+
+    def forget(self, rollout_id: str) -> None:
+        """The dialogue is on the disk: whatever was kept to go on with it is not needed any more."""
         ...
 
 
@@ -58,12 +63,12 @@ async def sample_missing(
     log: RolloutLog,
     effort: Effort,
     on_done: Callable[[SampledRollout], None],
-    before_write: Callable[[Transcript], None],
+    persist: Callable[[Transcript], None],
 ) -> None:
     """Play every try that `log` does not have yet, and append it as soon as it has ended.
 
-    A try lost to faults of ours is written last, as lost: it counts as wrong. `before_write` makes durable what a
-    record refers to (pictures). Raises `EngineFault` when `MAX_LOST_IN_A_ROW` tries in a row were lost: what was
+    A try lost to faults of ours is written last, as lost: it counts as wrong. `persist` makes durable what a record
+    refers to (pictures); it and the writing happen beside the event loop. Raises `EngineFault` when `MAX_LOST_IN_A_ROW` tries in a row were lost: what was
     answered is on the disk, what was lost will be tried again by the next run. Every other error, too, leaves the log
     as good as it is.
     """
@@ -91,14 +96,21 @@ async def sample_missing(
                     )
                 continue
             lost_in_a_row = 0
-            before_write(record.transcript)
-            log.append(record)
+            await run_in_daemon_thread(_write, record, record.transcript, log, persist)
+            sampler.forget(record.transcript.id)
             on_done(record)
 
     await _run_all([work() for _ in range(min(effort.max_running, len(wanted)))])
     for record in lost:
         log.append(record)
         on_done(record)
+
+
+def _write(
+    record: SampledRollout, transcript: Transcript, log: RolloutLog, persist: Callable[[Transcript], None]
+) -> None:
+    persist(transcript)
+    log.append(record)
 
 
 async def _try(benchmark: str, problem: Problem, sample: int, *, sampler: Sampler, effort: Effort) -> SampledRollout:

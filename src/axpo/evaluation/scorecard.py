@@ -8,7 +8,7 @@ from typing import Literal
 from axpo.errors import DataError
 from axpo.evaluation.statistics import Interval
 
-Area = Literal["Reasoning", "Perception", "Search"]
+Area = Literal["Reasoning", "Perception", "Search", "Own"]
 
 UNKNOWN = Interval(estimate=None, low=None, high=None)
 

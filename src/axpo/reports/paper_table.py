@@ -15,7 +15,7 @@ from axpo.evaluation.averages import common_k, macro_average
 from axpo.evaluation.scorecard import UNKNOWN, BenchmarkSummary, check_unique
 from axpo.evaluation.statistics import Interval
 
-AREAS = ("Reasoning", "Perception", "Search")
+AREAS = ("Reasoning", "Perception", "Search", "Own")
 PAPER_PRESET = "axpo"
 OVERALL = "All"
 

@@ -65,6 +65,7 @@ async def run_chat(problem: Problem, *, setup: ChatSetup, rollout_id: str, seed:
         stop_reason=stop_reason,
         final_text=final_text,
         usage=chat.usage,
+        first_prompt_tokens=chat.first_prompt_tokens,
         wall_time_s=chat.elapsed_s,
     )
 
@@ -168,6 +169,7 @@ class _Chat:
     turns: list[Message] = field(default_factory=lambda: list[Message]())
     tool_results: list[ToolResult] = field(default_factory=lambda: list[ToolResult]())
     usage: TokenUsage = field(default_factory=TokenUsage)
+    first_prompt_tokens: int | None = None
     num_tool_turns: int = 0
     waited_s: float = 0.0
     """Time its calls waited for others: ours, not the dialogue's."""
@@ -191,6 +193,8 @@ class _Chat:
     def add_turn(self, reply: ChatReply, rollout_id: str) -> Message:
         calls = name_calls(reply.message.tool_calls, rollout_id, self.num_tool_turns)
         turn = replace(reply.message, tool_calls=calls)
+        if reply.usage is not None and not self.turns:
+            self.first_prompt_tokens = reply.usage.prompt_tokens or None
         self.usage += reply.usage or TokenUsage(completion_tokens=_estimate_tokens(turn))
         self.turns.append(turn)
         self.messages.append(turn)

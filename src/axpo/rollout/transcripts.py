@@ -13,7 +13,7 @@ def transcript_of(rollout: Rollout, problem: Problem, *, renderer: Renderer) -> 
     """The dialogue of an ordinary rollout as messages; the tokens stay the truth, this is for people and records."""
     turns: list[Message] = []
     usage = TokenUsage()
-    start = next(segment.stop for segment in rollout.segments if segment.kind is SegmentKind.PROMPT)
+    first_prompt = start = next(segment.stop for segment in rollout.segments if segment.kind is SegmentKind.PROMPT)
     stops = [segment.start for segment in rollout.segments if segment.kind is SegmentKind.TOOL_RESULT]
     resumes = [segment.stop for segment in rollout.segments if segment.kind is SegmentKind.TOOL_RESULT]
     for stop, resume in zip([*stops, len(rollout.token_ids)], [*resumes, len(rollout.token_ids)], strict=True):
@@ -30,6 +30,7 @@ def transcript_of(rollout: Rollout, problem: Problem, *, renderer: Renderer) -> 
         stop_reason=rollout.stop_reason,
         final_text=rollout.final_text,
         usage=usage,
+        first_prompt_tokens=first_prompt,
         wall_time_s=rollout.wall_time_s,
     )
 

@@ -172,7 +172,7 @@ def _normalize(text: str) -> str:
 def _open_box(text: str) -> str:
     """From the first opened box to the last closing brace."""
     start, stop = text.find(_BOX), text.rfind("}")
-    return text[start + len(_BOX) : stop] if 0 <= start and stop >= start + len(_BOX) else text
+    return text[start + len(_BOX) : stop] if start >= 0 and stop >= start + len(_BOX) else text
 
 
 def _brace_fractions(text: str) -> str:
