@@ -54,6 +54,7 @@ SIDES = ("left (of the man)", "right (of the man)")
         ("Option A is out; the correct choice is B) blue.", "B"),
         ("The correct answer is:\n\n**B. The car is blue**", "B"),
         ("Option (C) is right.", "C"),
+        ("<answer>My first answer: it was A. The correct option is B: blue.</answer>", "B"),
         ("**Answer:**\n\n(C)\n", "C"),
         ("The answer is:\n(C)\nI am sure.", "C"),
     ],
@@ -78,6 +79,7 @@ def test_a_letter_is_read_from_agent_text(text: str, letter: str, score: Score) 
         (("red", "blue"), "A", "A blue car", ("undecided", False), "no_letter", "option_text"),  # an article
         (("a blue car", "a red car"), "A", "A blue car", ("option_text", True), "no_letter", "option_text"),
         (("green", "blue"), "A", "A. blue", ("undecided", False), "letter", "option_text"),  # contradicts itself
+        (COLORS, "B", "The car is red. No, the car is blue.", ("undecided", False), "no_letter", "undecided"),
         (COLORS, "A", "A or B", ("undecided", False), "no_letter", "undecided"),
         (COLORS, "A", "<answer>A, B</answer>", ("undecided", False), "no_letter", "undecided"),
         (COLORS, "A", "(A) (B)", ("undecided", False), "no_letter", "undecided"),
