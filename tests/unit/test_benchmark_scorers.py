@@ -54,6 +54,7 @@ SIDES = ("left (of the man)", "right (of the man)")
         ("Option A is out; the correct choice is B) blue.", "B"),
         ("The correct answer is:\n\n**B. The car is blue**", "B"),
         ("Option (C) is right.", "C"),
+        ("<answer>My first answer: it was A. The correct option is B: blue.</answer>", "B"),
         ("**Answer:**\n\n(C)\n", "C"),
         ("The answer is:\n(C)\nI am sure.", "C"),
     ],
@@ -78,6 +79,7 @@ def test_a_letter_is_read_from_agent_text(text: str, letter: str, score: Score) 
         (("red", "blue"), "A", "A blue car", ("undecided", False), "no_letter", "option_text"),  # an article
         (("a blue car", "a red car"), "A", "A blue car", ("option_text", True), "no_letter", "option_text"),
         (("green", "blue"), "A", "A. blue", ("undecided", False), "letter", "option_text"),  # contradicts itself
+        (COLORS, "B", "The car is red. No, the car is blue.", ("undecided", False), "no_letter", "undecided"),
         (COLORS, "A", "A or B", ("undecided", False), "no_letter", "undecided"),
         (COLORS, "A", "<answer>A, B</answer>", ("undecided", False), "no_letter", "undecided"),
         (COLORS, "A", "(A) (B)", ("undecided", False), "no_letter", "undecided"),
@@ -87,6 +89,9 @@ def test_a_letter_is_read_from_agent_text(text: str, letter: str, score: Score) 
         (COLORS, "A", "<think>The answer is A", ("no_answer", False), "no_answer", "no_answer"),
         (COLORS, "A", "<answer></answer>A", ("no_answer", False), "no_answer", "no_answer"),
         (("B", "A", "D", "C"), "A", "B", ("letter", False), "letter", "letter"),  # options that are letters
+        (("E", "F", "G", "H"), "C", "G", ("option_text", True), "letter", "option_text"),
+        (("$2 \\sqrt{13}$", "8"), "A", "\\boxed{2\\sqrt{13}}", ("option_text", True), "no_letter", "option_text"),
+        (("“IN_1”", "IN 1"), "A", "“IN_1”", ("option_text", True), "no_letter", "option_text"),
     ],
 )
 def test_options_are_named_by_letter_within_the_item_or_by_text(
@@ -366,9 +371,9 @@ def test_no_text_raises_and_every_verdict_is_consistent(text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("score", SCORES, ids=lambda score: f"{score.__module__.rpartition('.')[2]}.{score.__name__}")
-def test_a_megabyte_is_scored_in_linear_time(score: Score, piece: str) -> None:
-    text = piece * (1_000_000 // len(piece))
+def test_a_long_text_is_scored_in_linear_time(score: Score, piece: str) -> None:
+    text = piece * (300_000 // len(piece))
     start_s = time.process_time()
     score(ITEM, text)
     score(ITEM, f"<answer>{text}</answer>")
-    assert time.process_time() - start_s < 20  # what is quadratic takes hours
+    assert time.process_time() - start_s < 10  # what is quadratic takes minutes

@@ -74,7 +74,7 @@ def _decided(problem: Problem, letter: str, rule: str, answer: str, extraction: 
 def _letter(answer: str, choices: tuple[str, ...]) -> str | None:
     if len(answer) > MAX_ANSWER_CHARS:
         return None
-    letter = read_letter(answer, choices)
+    letter = read_letter(answer, choices) or _literal_option(answer, choices)
     if letter is not None:
         return letter
     ends = [statement.end() for statement in _STATEMENT.finditer(answer)]
@@ -87,6 +87,16 @@ def _letters(choices: tuple[str, ...]) -> str:
 
 def _rule(answer: str, letter: str) -> str:
     return "letter" if _letter(answer, ()) == letter else "option_text"
+
+
+def _literal_option(answer: str, choices: tuple[str, ...]) -> str | None:
+    """The one option that the answer repeats sign for sign: a formula, or a letter that is no option's letter."""
+    found = [index for index, choice in enumerate(choices) if _signs(choice) == _signs(answer)]
+    return _letters(choices)[found[0]] if len(found) == 1 else None
+
+
+def _signs(text: str) -> str:
+    return "".join(text.casefold().split()).strip("$.*")
 
 
 def _contained_option(answer: str, choices: tuple[str, ...]) -> str | None:
