@@ -11,10 +11,10 @@ from weakref import WeakValueDictionary
 from axpo.benchmarks.benchmark import JudgePrompt
 from axpo.benchmarks.judge_cache import JudgeCache, question_key
 from axpo.benchmarks.judge_prompts import MAX_REPLY_CHARS, SolutionPrompt, bounded
-from axpo.benchmarks.scorers.reading import final_answer, visible_text
 from axpo.dialogue import TokenUsage, Verdict
 from axpo.errors import ConfigError, EngineFault
 from axpo.protocols import ChatModel, ChatRequest
+from axpo.rewards.answers import extract_answer, visible_text
 from axpo.types import Content, Message, Problem, SamplingParams
 
 MAX_NEW_TOKENS = 4096
@@ -79,7 +79,7 @@ class Judge:
         lock = self._locks.setdefault(key, asyncio.Lock())
         async with lock:  # who waits here finds the reply afterwards
             verdict = await self._decide(prompt, problem, messages, key)
-        return replace(verdict, answer=answer, extraction=final_answer(final_text)[1])
+        return replace(verdict, answer=answer, extraction=extract_answer(final_text)[1])
 
     async def _decide(self, prompt: JudgePrompt, problem: Problem, messages: tuple[Message, ...], key: str) -> Verdict:
         reply = self._cache.get(key)

@@ -28,6 +28,7 @@ from axpo.benchmarks.judge import Judge
 from axpo.benchmarks.registry import find_benchmark
 from axpo.cli.benchmark_config import PROTOCOLS, BenchmarkConfig
 from axpo.cli.benchmark_results import write_results
+from axpo.cli.build import MINI
 from axpo.cli.console import RunConsole
 from axpo.cli.folders import check_unchanged, hold_folder
 from axpo.cli.overrides import lay_over
@@ -42,6 +43,7 @@ from axpo.evaluation.scorecard import BenchmarkInfo
 from axpo.evaluation.scoring import AskJudge, judge_all
 from axpo.files import write_atomically
 from axpo.images import ContentImageStore
+from axpo.trainer.checkpoint import find_model
 from axpo.trainer.config import format_toml
 from axpo.types import Content, Message, Problem
 
@@ -103,7 +105,7 @@ def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     given = {} if arguments.protocol is None else PROTOCOLS[arguments.protocol]
     overrides = {f"eval.{name}": str(value) for name, value in given.items()}
     if arguments.model is not None:
-        overrides["model.path"] = json.dumps(arguments.model)
+        overrides["model.path"] = json.dumps(_find_model(arguments.model, arguments.endpoint))
     if arguments.endpoint is not None:
         overrides["endpoint.url"] = json.dumps(arguments.endpoint)
     if arguments.no_tools:
@@ -112,6 +114,12 @@ def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     if arguments.config is None and "model.path" not in overrides:
         raise ConfigError("axpo eval: --model is missing: a folder, a hub id, or the endpoint's name of the model.")
     return lay_over(arguments.config, overrides, kind=BenchmarkConfig, defaults=defaults)
+
+
+def _find_model(name: str, endpoint: str | None) -> str:
+    """A run's or a checkpoint's model folder; hub ids, `mini` and an endpoint's names as they are."""
+    is_folder = endpoint is None and not name.startswith(MINI) and Path(name).is_dir()
+    return str(find_model(Path(name)).resolve()) if is_folder else name
 
 
 def _read_sources(words: Sequence[str], benchmarks: Sequence[Benchmark]) -> dict[str, str]:

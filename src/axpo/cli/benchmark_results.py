@@ -12,15 +12,18 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
+from axpo.cli.benchmark_config import BenchmarkConfig
 from axpo.cli.console import RunConsole
+from axpo.cli.overrides import lay_over
 from axpo.codec import from_json, to_json
+from axpo.diagnostics.recorder import read_run_info
 from axpo.errors import ConfigError, DataError, RecordError
 from axpo.evaluation.compare import compare, comparison_markdown
-from axpo.evaluation.folder import Manifest, read_manifest, read_results
+from axpo.evaluation.folder import BenchmarkResult, Manifest, read_manifest, read_results
 from axpo.evaluation.scorecard import BenchmarkSummary, Interval
 from axpo.evaluation.summary import summarize
 from axpo.files import write_atomically
-from axpo.reports.benchmarks import write_page
+from axpo.reports.benchmarks import BenchmarkRecords, Evaluation, write_page
 from axpo.reports.paper_table import build_paper_table, paper_html, paper_markdown
 
 
@@ -51,12 +54,49 @@ def write_results(folder: Path, *, judge: str, console: RunConsole) -> None:
     write_atomically(folder / "summary.json", [json.dumps(to_json(scores), ensure_ascii=False)])
     table = build_paper_table([(manifest.label, summaries)])
     write_atomically(folder / "table.md", [paper_markdown(table)])
-    write_page(_page_input(folder, manifest, summaries, results), folder / "report.html")
+    write_page(_evaluation(folder, manifest, summaries, results), folder / "report.html")
     console.show(_terminal_table(manifest, summaries))
     for summary in summaries:
         for alarm in summary.alarms:
             console.say(f"{summary.info.title}: {alarm.text} {alarm.advice}")
     console.say(f"report: {folder / 'report.html'}")
+
+
+def _evaluation(
+    folder: Path, manifest: Manifest, summaries: Sequence[BenchmarkSummary], results: Sequence[BenchmarkResult]
+) -> Evaluation:
+    return Evaluation(
+        label=manifest.label,
+        folder=folder,
+        benchmarks=tuple(
+            BenchmarkRecords(summary=summary, problems=result.problems, rollouts=result.rollouts)
+            for summary, result in zip(summaries, results, strict=True)
+        ),
+        facts=_facts(folder, manifest),
+    )
+
+
+def _facts(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """What was run, for the head of the page."""
+    config = lay_over(folder / "config.toml", {}, kind=BenchmarkConfig)
+    options, info = config.eval, read_run_info(folder)
+    sampling = (
+        f"temperature {options.temperature:g}, top-p {options.top_p:g}, top-k {options.top_k}, "
+        f"presence penalty {options.presence_penalty:g}"
+    )
+    return {
+        "Model": config.model.path + (f" at {config.endpoint.url}" if config.endpoint.url else ""),
+        "Samples": f"{manifest.num_samples} a question, seed {manifest.seed}",
+        "Sampling": sampling,
+        "Limits": f"{options.max_tool_turns} tool turns, {options.max_response_tokens} tokens",
+        "Tools": ", ".join(manifest.tools) or "none",
+        "Questions": f"preset {manifest.preset}" + (f", {manifest.limit} of each" if manifest.limit else ""),
+        "Judged by": ("the authors' rules" if manifest.is_official else "rules")
+        + (f", then {config.judge.model}" if config.judge.model else ""),
+        "Started": str(info.get("started_at", "")),
+        "Commit": str(info.get("commit") or "not from a checkout"),
+        "Machine": f"{info.get('machine', '')}, {info.get('device', '')}",
+    }
 
 
 def read_scores(folder: Path) -> Scores:

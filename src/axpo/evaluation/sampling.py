@@ -68,9 +68,9 @@ async def sample_missing(
     """Play every try that `log` does not have yet, and append it as soon as it has ended.
 
     A try lost to faults of ours is written last, as lost: it counts as wrong. `persist` makes durable what a record
-    refers to (pictures); it and the writing happen beside the event loop. Raises `EngineFault` when `MAX_LOST_IN_A_ROW` tries in a row were lost: what was
-    answered is on the disk, what was lost will be tried again by the next run. Every other error, too, leaves the log
-    as good as it is.
+    refers to (pictures); it and the writing happen beside the event loop. Raises `EngineFault` when
+    `MAX_LOST_IN_A_ROW` tries in a row were lost: what was answered is on the disk, what was lost will be tried again by
+    the next run. Every other error, too, leaves the log as good as it is.
     """
     wanted = [
         (problem, sample)

@@ -11,7 +11,8 @@ AnswerRule = Literal["answer_tag", "boxed", "phrase", "last_line", "none"]
 
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _BOX_TOKEN = re.compile(r"\\boxed\s{0,8}\{|\\[{}]|[{}]")
-_PHRASE = re.compile(r"\banswer\b[\s*_]{0,8}(?:is\b|:|=)[\s:*_]{0,8}(\S.*)", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswer\b[\s*_]{0,8}(?:is\b|:|=)[\s:*_]{0,8}([^\s:*_].*)", re.IGNORECASE)
+_BARE_PHRASE = re.compile(r"\banswer\b[\s*_]{0,8}(?:is\b|:|=)[\s:*_]{0,8}$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])")
 _NUM_PHRASE_LINES = 3
 
@@ -21,14 +22,15 @@ def extract_answer(text: str) -> tuple[str | None, AnswerRule]:
 
     Read is what follows the last `</think>` (nothing, when thinking was opened and never closed). In this order: the
     last complete `<answer>...</answer>` (a box inside it is opened), the last balanced `\boxed{...}`, what follows
-    "answer is" or "answer:" on the last three lines, the last line that is not empty.
+    "answer is" or "answer:" on the last three lines (the line below when nothing does), the last line that is not
+    empty.
 
     >>> extract_answer("<think>maybe 3</think>So <answer>\\boxed{4}</answer>")
     ('4', 'answer_tag')
     >>> extract_answer("Therefore the answer is (B). Done.")
     ('(B)', 'phrase')
     """
-    visible = _after_thinking(text)
+    visible = visible_text(text)
     tagged = _last_answer_tag(visible)
     if tagged is not None:
         boxed = last_box(tagged)
@@ -37,10 +39,14 @@ def extract_answer(text: str) -> tuple[str | None, AnswerRule]:
     if boxed is not None:
         return boxed.strip() or None, "boxed"
     lines = [line.strip() for line in visible.splitlines() if line.strip()]
+    below: str | None = None
     for line in reversed(lines[-_NUM_PHRASE_LINES:]):
         phrase = _PHRASE.search(line)
         if phrase:
             return _first_sentence(phrase[1]), "phrase"
+        if below is not None and _BARE_PHRASE.search(line):
+            return below, "phrase"
+        below = line
     return (lines[-1], "last_line") if lines else (None, "none")
 
 
@@ -49,7 +55,8 @@ def gold_answers(problem: Problem) -> tuple[str, ...]:
     return (problem.answer, *problem.metadata.get("aliases", ()))
 
 
-def _after_thinking(text: str) -> str:
+def visible_text(text: str) -> str:
+    """What follows the last `</think>`; nothing, when thinking was opened and never closed."""
     before, closing, after = text.rpartition("</think>")
     if not closing and after.lstrip().startswith("<think>"):
         return ""

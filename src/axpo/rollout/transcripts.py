@@ -38,7 +38,8 @@ def transcript_of(rollout: Rollout, problem: Problem, *, renderer: Renderer) -> 
 def _read_turn(token_ids: tuple[int, ...], renderer: Renderer) -> Message:
     parsed = renderer.parse_turn(token_ids)
     thinking = [s for s in parsed.segments if s.kind is SegmentKind.THINKING]
-    reasoning = "".join(renderer.decode(token_ids[s.start : s.stop]) for s in thinking)
+    end = len(token_ids) - (token_ids[-1] in renderer.stop_token_ids)  # it may end a turn that still thinks
+    reasoning = "".join(renderer.decode(token_ids[s.start : min(s.stop, end)]) for s in thinking)
     return Message(
         role="assistant",
         reasoning=reasoning.removeprefix(THINK_TAGS[0]).removesuffix(THINK_TAGS[1]).strip() if thinking else None,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from axpo.benchmarks.scorers.reading import MAX_ANSWER_CHARS, final_answer, no_answer, undecided
+from axpo.benchmarks.scorers.reading import MAX_ANSWER_CHARS, no_answer, undecided
 from axpo.dialogue import Verdict
+from axpo.rewards.answers import extract_answer
 from axpo.rewards.choice import read_letter
 from axpo.types import Problem
 
@@ -18,7 +19,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
     Rules: `letter`, `option_text`, `no_such_option` (a letter beyond the options), `no_answer`; else `undecided`.
     """
     choices = option_texts(problem)
-    answer, extraction = final_answer(final_text)
+    answer, extraction = extract_answer(final_text)
     if answer is None:
         return no_answer(extraction)
     letter = _letter(answer, choices)
@@ -32,7 +33,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
 
 def score_vstar_official(problem: Problem, final_text: str) -> Verdict:
     """The letter alone, whatever the number of options; anything else is wrong. Rules: `letter`, `no_letter`."""
-    answer, extraction = final_answer(final_text)
+    answer, extraction = extract_answer(final_text)
     if answer is None:
         return no_answer(extraction)
     letter = _letter(answer, ())
@@ -46,7 +47,7 @@ def score_hrbench_official(problem: Problem, final_text: str) -> Verdict:
 
     Rules: `letter`, `option_text`, `no_answer`; else `undecided`.
     """
-    answer, extraction = final_answer(final_text)
+    answer, extraction = extract_answer(final_text)
     if answer is None:
         return no_answer(extraction)
     choices = option_texts(problem)

@@ -10,9 +10,9 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from axpo.benchmarks.scorers.reading import MAX_ANSWER_CHARS, final_answer, no_answer, undecided, visible_text
+from axpo.benchmarks.scorers.reading import MAX_ANSWER_CHARS, no_answer, undecided
 from axpo.dialogue import Verdict
-from axpo.rewards.answers import last_box
+from axpo.rewards.answers import extract_answer, last_box
 from axpo.rewards.choice import read_letter
 from axpo.rewards.math import MAX_ANSWER_CHARS as MAX_PART_CHARS
 from axpo.rewards.math import is_equal_math
@@ -43,10 +43,10 @@ def score(problem: Problem, final_text: str) -> Verdict:
 
     Rules: `all_parts`; `hedged` (one answer was asked for, several were given: wrong); `no_answer`; else `undecided`.
     """
-    answer, extraction = final_answer(final_text)
+    answer, extraction = extract_answer(final_text)
     if answer is None:
         return no_answer(extraction, scores={"process_score": 0.0})
-    golds, text = gold_parts(problem), visible_text(final_text)
+    golds, text = gold_parts(problem)(final_text)
     boxes = _boxes(text)
     if _is_hedged(golds, answer, text, boxes):
         scores = {"process_score": 0.0}
@@ -64,7 +64,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
 
 def score_official(problem: Problem, final_text: str) -> Verdict:
     """Every solution is a judge's matter. Rules: `no_answer`; else `undecided`."""
-    answer, extraction = final_answer(final_text)
+    answer, extraction = extract_answer(final_text)
     scores = {"process_score": 0.0}
     return no_answer(extraction, scores=scores) if answer is None else undecided(answer, extraction, scores=scores)
 

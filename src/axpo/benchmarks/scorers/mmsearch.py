@@ -9,14 +9,13 @@ from collections import Counter
 from axpo.benchmarks.scorers.reading import (
     block_or_all,
     exact_form,
-    final_answer,
     no_answer,
     same_answer_rule,
     undecided,
 )
 from axpo.benchmarks.scorers.short_answers import squad_form
 from axpo.dialogue import Verdict
-from axpo.rewards.answers import gold_answers
+from axpo.rewards.answers import extract_answer, gold_answers
 from axpo.types import Problem
 
 _INVALID = frozenset(
@@ -54,7 +53,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
     Rules: `exact`, `number`, `date` (the same day, written in another way), `invalid_question` (the answer rejects the
     question: right when a right answer does too), `no_answer`; else `undecided`.
     """
-    answer, extraction = final_answer(final_text)
+    answer, extraction = extract_answer(final_text)
     golds = gold_answers(problem)
     scores = {"f1": best_f1(answer or "", golds)}
     if answer is None:

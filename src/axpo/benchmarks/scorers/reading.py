@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from axpo.dialogue import Verdict
-from axpo.rewards.answers import extract_answer
+from axpo.rewards.answers import visible_text
 from axpo.rewards.math import parse_number
 from axpo.rewards.text import normalize_text
 
@@ -16,33 +16,6 @@ MAX_NUMBER_CHARS = 100
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
-_ANNOUNCEMENT = re.compile(r"\banswer\b[\s*_]{0,8}(?:is\b|:|=)", re.IGNORECASE)
-
-
-def final_answer(text: str) -> tuple[str | None, str]:
-    """`extract_answer`, but an announcement with nothing after it means the line below.
-
-    >>> final_answer("The correct answer is:\\n\\n**B**")
-    ('**B**', 'phrase')
-    """
-    answer, extraction = extract_answer(text)
-    if extraction != "phrase" or (answer and answer.strip(":*_.! ")):
-        return answer, extraction
-    lines = [line.strip() for line in visible_text(text).splitlines() if line.strip()]
-    last = max(number for number, line in enumerate(lines) if _ANNOUNCEMENT.search(line))
-    return next(iter(lines[last + 1 :]), None), extraction
-
-
-def visible_text(text: str) -> str:
-    """What follows the last `</think>`; nothing, when thinking was opened and never closed.
-
-    >>> visible_text("<think>A or B</think> (B) "), visible_text("<think>A or")
-    ('(B)', '')
-    """
-    before, closing, after = text.rpartition("</think>")
-    if not closing and after.lstrip().startswith("<think>"):
-        return ""
-    return (after if closing else before + after).strip()
 
 
 def answer_block(text: str) -> str | None:

@@ -8,13 +8,12 @@ import string
 from axpo.benchmarks.scorers.reading import (
     answer_block,
     block_or_all,
-    final_answer,
     no_answer,
     same_answer_rule,
     undecided,
 )
 from axpo.dialogue import Verdict
-from axpo.rewards.answers import gold_answers
+from axpo.rewards.answers import extract_answer, gold_answers
 from axpo.types import Problem
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -26,7 +25,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
 
     Rules: `exact`, `number`, `no_answer`; else `undecided`.
     """
-    answer, extraction = final_answer(final_text)
+    answer, extraction = extract_answer(final_text)
     if answer is None:
         return no_answer(extraction)
     for gold in gold_answers(problem):
