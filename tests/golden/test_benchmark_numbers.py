@@ -158,8 +158,9 @@ def test_rotations_by_hand() -> None:
 
 
 def test_an_average_over_benchmarks_is_unweighted(summary: BenchmarkSummary) -> None:
-    one = summarize(info(name="one"), (question("a"),), (answered("a", 0, right=True),), num_samples=1)
-    # 3/12 of the one and 1/1 of the other; of the second nothing can be resampled.
+    solved = [answered(name, 0, right=True) for name in ("a", "b")]
+    one = summarize(info(name="one"), (question("a"), question("b")), solved, num_samples=1)
+    # 3/12 of the one and 2/2 of the other, which is 1 in every resample.
     mean = macro_average((summary, one), "pass@1")
     assert mean.estimate == pytest.approx((F(1, 4) + 1) / 2)
     assert (mean.low, mean.high) == (pytest.approx((0 + 1) / 2), pytest.approx((F(3, 8) + 1) / 2))

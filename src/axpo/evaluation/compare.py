@@ -218,7 +218,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts = [
         f"# {a} against {b}",
         f"Differences are {a} − {b} in percentage points on the questions that both were asked, with 95 % intervals "
-        "of a paired bootstrap clustered by question. **Bold**: the interval excludes zero.",
+        "of a paired bootstrap clustered by question; in parentheses both sides, in percent. **Bold**: the interval "
+        "excludes zero.",
         _difference_table(comparison),
         "## Questions",
         "Solved: at least one sample is right.",
@@ -252,7 +253,7 @@ def _question_table(comparison: Comparison, a: str, b: str) -> str:
 
 def _remarks(comparison: Comparison, a: str, b: str) -> list[str]:
     remarks = [
-        f"- {_escape(one.title)}: {one.num_only_a} questions of {a} and {one.num_only_b} of {b} have no counterpart "
+        f"- {_escape(one.title)}: {one.num_only_a} of {a}'s questions and {one.num_only_b} of {b}'s have no counterpart "
         "and are left out."
         for one in comparison.benchmarks
         if one.num_only_a or one.num_only_b
@@ -277,12 +278,13 @@ def metric_title(name: str) -> str:
 
 def _cell(difference: Difference) -> str:
     interval = difference.difference
-    if interval.estimate is None or interval.low is None or interval.high is None:
+    if interval.estimate is None:
         return "–"
+    sides = f"({_percent(difference.a)} / {_percent(difference.b)})"
+    if interval.low is None or interval.high is None:
+        return f"{_points(interval.estimate)} {sides}"
     text = f"{_points(interval.estimate)} [{_points(interval.low)}, {_points(interval.high)}]"
-    is_told_apart = interval.low > 0 or interval.high < 0
-    sides = f"{_percent(difference.a)} / {_percent(difference.b)}"
-    return f"**{text}** ({sides})" if is_told_apart else f"{text} ({sides})"
+    return f"**{text}** {sides}" if interval.low > 0 or interval.high < 0 else f"{text} {sides}"
 
 
 def _points(value: float) -> str:

@@ -171,7 +171,8 @@ def write_verdict(summaries: Sequence[BenchmarkSummary]) -> tuple[str, ...]:
     one, best, tools = (macro_average(summaries, name) for name in ("pass@1", f"pass@{k}", "tool_use_rate"))
     where = summaries[0].info.title if len(summaries) == 1 else f"Unweighted mean of {len(summaries)} benchmarks"
     within = f", {percent(best.estimate)} are solved within {k} tries" if k > 1 else ""
-    lead = f"{where}: {percent(one.estimate)} right at the first try (95 % interval {_share_range(one)}){within}."
+    bounds = f" (95 % interval {_share_range(one)})" if one.low is not None else ""
+    lead = f"{where}: {percent(one.estimate)} right at the first try{bounds}{within}."
     alarms = sum(len(summary.alarms) for summary in summaries)
     said = [lead, f"{percent(tools.estimate)} of the rollouts call a tool. {_gap_sentence(summaries)}".strip()]
     if alarms:
@@ -189,8 +190,8 @@ def _gap_sentence(summaries: Sequence[BenchmarkSummary]) -> str:
     tool, direct = (sum(values) / len(both) for values in zip(*both, strict=True))
     over = "" if len(both) == 1 else f" (mean of {len(both)} benchmarks)"
     return (
-        f"All tool-using rollouts of a question are wrong in {percent(tool)} of the questions that have any, all direct "
-        f"ones in {percent(direct)}{over}."
+        f"All tool-using rollouts of a question are wrong in {percent(tool)} of the questions that have any, all "
+        f"direct ones in {percent(direct)}{over}."
     )
 
 

@@ -30,7 +30,10 @@ _ALARM_NOTES = {
     "judge_failures": "the judge failed on some rollouts, which count as wrong",
     "undecided": "answers that no rule could decide count as wrong",
 }
+_JUDGING = ("no_judge", "judge_failures", "undecided")
+"""Alarms that say nothing about tool use."""
 _SIGNS = "†‡§¶‖"
+_OF_AVERAGES = "°"
 _METHOD = (
     "Percent. Small: 95 % interval, bootstrap clustered by question. Averages are unweighted over benchmarks. A "
     "rollout that was lost is wrong and stays in n."
@@ -109,7 +112,7 @@ def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]],
             )
             for name, title in metrics.items()
         ),
-        footnotes=tuple((sign, text) for text, sign in signs.items()),
+        footnotes=_footnotes(signs, columns),
         caption=f"{_METHOD} n = {', '.join(map(str, samples))} samples a question.",
     )
 
@@ -142,7 +145,9 @@ def _cell(column: Column, summaries: Sequence[BenchmarkSummary], name: str, sign
     if len(members) < len(column.benchmarks):
         return Cell(interval=UNKNOWN)
     interval = macro_average(members, name, seed=seed) if column.is_average else _number(members[0], name, seed)
-    notes = {note for member in members for note in summary_notes(member)}
+    notes = {note for member in members for note in summary_notes(member, is_pass=name.startswith("pass@"))}
+    if column.is_average:
+        return Cell(interval=interval, marks=_OF_AVERAGES if notes else "")
     return Cell(interval=interval, marks="".join(sign for text, sign in signs.items() if text in notes))
 
 
@@ -152,17 +157,25 @@ def _number(summary: BenchmarkSummary, name: str, seed: int) -> Interval:
     return stored if stored.estimate is not None else macro_average([summary], name, seed=seed)
 
 
-def summary_notes(summary: BenchmarkSummary) -> tuple[str, ...]:
-    """What a reader must know to compare the number with the paper's."""
+def summary_notes(summary: BenchmarkSummary, *, is_pass: bool = True) -> tuple[str, ...]:
+    """What a reader must know to compare a number with the paper's: of Pass@k, or of tool use."""
     preset = summary.info.preset
     notes = [] if preset == PAPER_PRESET else [f"preset {preset}, not the paper's question set"]
-    return (*notes, *(_ALARM_NOTES.get(alarm.name, alarm.text) for alarm in summary.alarms))
+    alarms = [alarm for alarm in summary.alarms if is_pass or alarm.name not in _JUDGING]
+    return (*notes, *(_ALARM_NOTES.get(alarm.name, alarm.text) for alarm in alarms))
 
 
 def _sign_notes(every: Sequence[BenchmarkSummary]) -> dict[str, str]:
     """Footnote -> its sign, in the order of first use."""
     notes = list(dict.fromkeys(note for summary in every for note in summary_notes(summary)))
     return {note: _SIGNS[index] if index < len(_SIGNS) else f"({index + 1})" for index, note in enumerate(notes)}
+
+
+def _footnotes(signs: dict[str, str], columns: Sequence[Column]) -> tuple[tuple[str, str], ...]:
+    notes = tuple((sign, text) for text, sign in signs.items())
+    if notes and any(column.is_average for column in columns):
+        return (*notes, (_OF_AVERAGES, "a mean over marked numbers"))
+    return notes
 
 
 # -- printing ---------------------------------------------------------------------------------------------------------
@@ -252,4 +265,4 @@ def _range(interval: Interval) -> str:
 def _plain(text: str) -> str:
     """Text that stays text in a Markdown cell."""
     cleaned = " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
-    return cleaned.replace("&", "&amp;").replace("<", "&lt;")
+    return cleaned.replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*")
