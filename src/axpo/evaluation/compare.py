@@ -253,8 +253,8 @@ def _question_table(comparison: Comparison, a: str, b: str) -> str:
 
 def _remarks(comparison: Comparison, a: str, b: str) -> list[str]:
     remarks = [
-        f"- {_escape(one.title)}: {one.num_only_a} of {a}'s questions and {one.num_only_b} of {b}'s have no counterpart "
-        "and are left out."
+        f"- {_escape(one.title)}: {one.num_only_a} of {a}'s questions and {one.num_only_b} of {b}'s have no "
+        "counterpart and are left out."
         for one in comparison.benchmarks
         if one.num_only_a or one.num_only_b
     ]
