@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from axpo.errors import DataError
-from axpo.evaluation.averages import benchmark_seed, common_k, difference_of, ratio_of
+from axpo.evaluation.averages import benchmark_seed, common_k, ratios_of
 from axpo.evaluation.draws import Ratio, mean_of
 from axpo.evaluation.scorecard import BenchmarkSummary, QuestionResult, check_unique
 from axpo.evaluation.statistics import Interval
@@ -120,9 +120,7 @@ def compare(
         )
     k = common_k([summary for pair in pairs for summary in (pair.a, pair.b)])
     metrics = tuple(dict.fromkeys(("pass@1", f"pass@{k}", "tool_use_rate", "tool_use_any")))
-    sides = [
-        {name: _sides(pair, name, benchmark_seed(seed, index)) for name in metrics} for index, pair in enumerate(pairs)
-    ]
+    sides = [_measure(pair, metrics, seed=benchmark_seed(pair.a, seed)) for pair in pairs]
     return Comparison(
         label_a=labels[0],
         label_b=labels[1],
@@ -149,12 +147,12 @@ def _pair(a: BenchmarkSummary, b: BenchmarkSummary, labels: tuple[str, str]) -> 
     )
 
 
-def _sides(pair: _Pair, name: str, seed: int) -> _Sides:
-    return _Sides(
-        a=ratio_of(pair.questions_a, name, seed=seed),
-        b=ratio_of(pair.questions_b, name, seed=seed),
-        difference=difference_of(pair.questions_a, pair.questions_b, name, seed=seed),
-    )
+def _measure(pair: _Pair, names: Sequence[str], *, seed: int) -> dict[str, _Sides]:
+    ratios = ratios_of({"a": pair.questions_a, "b": pair.questions_b}, names, seed=seed)
+    return {
+        name: _Sides(a=ratios["a", name], b=ratios["b", name], difference=ratios["a", name] - ratios["b", name])
+        for name in names
+    }
 
 
 def _compare_one(pair: _Pair, numbers: dict[str, _Sides]) -> BenchmarkComparison:

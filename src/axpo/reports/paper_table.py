@@ -6,12 +6,13 @@ sets do not compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from axpo.errors import DataError
-from axpo.evaluation.averages import common_k, macro_average
+from axpo.evaluation.averages import common_k, headlines_of
+from axpo.evaluation.draws import Ratio, mean_of
 from axpo.evaluation.scorecard import UNKNOWN, BenchmarkSummary, check_unique
 from axpo.evaluation.statistics import Interval
 
@@ -100,14 +101,15 @@ def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]],
         "tool_use_any": "Tool use, of questions",
     }
     samples = sorted({summary.num_samples for summary in every})
+    drawn = [(label, [(s, headlines_of(s, list(metrics), seed=seed)) for s in found]) for label, found in methods]
     return PaperTable(
         columns=columns,
         sections=tuple(
             Section(
                 title=title,
                 rows=tuple(
-                    (label, tuple(_cell(column, summaries, name, signs, seed) for column in columns))
-                    for label, summaries in methods
+                    (label, tuple(_cell(column, measured, name, signs) for column in columns))
+                    for label, measured in drawn
                 ),
             )
             for name, title in metrics.items()
@@ -140,21 +142,24 @@ def _average_column(title: str, area: str, names: Sequence[str]) -> Column:
     return Column(title=title, area=area, benchmarks=tuple(names), size=f"of {len(names)}", is_average=True)
 
 
-def _cell(column: Column, summaries: Sequence[BenchmarkSummary], name: str, signs: dict[str, str], seed: int) -> Cell:
-    members = [summary for summary in summaries if summary.info.name in column.benchmarks]
+def _cell(
+    column: Column,
+    measured: Sequence[tuple[BenchmarkSummary, Mapping[str, Ratio]]],
+    name: str,
+    signs: Mapping[str, str],
+) -> Cell:
+    members = [(summary, ratios) for summary, ratios in measured if summary.info.name in column.benchmarks]
     if len(members) < len(column.benchmarks):
         return Cell(interval=UNKNOWN)
-    interval = macro_average(members, name, seed=seed) if column.is_average else _number(members[0], name, seed)
-    notes = {note for member in members for note in summary_notes(member, is_pass=name.startswith("pass@"))}
+    interval = mean_of([ratios[name] for _, ratios in members]).interval
+    if not column.is_average:  # the same number as everywhere else, to the last digit of its interval
+        stored = members[0][0].number(name)
+        interval = stored if stored.estimate is not None else interval
+    is_pass = name.startswith("pass@")
+    notes = {note for summary, _ in members for note in summary_notes(summary, is_pass=is_pass)}
     if column.is_average:
         return Cell(interval=interval, marks=_OF_AVERAGES if notes else "")
     return Cell(interval=interval, marks="".join(sign for text, sign in signs.items() if text in notes))
-
-
-def _number(summary: BenchmarkSummary, name: str, seed: int) -> Interval:
-    """As the summary has it; a k that it does not list (4 of n = 6) is computed."""
-    stored = summary.number(name)
-    return stored if stored.estimate is not None else macro_average([summary], name, seed=seed)
 
 
 def summary_notes(summary: BenchmarkSummary, *, is_pass: bool = True) -> tuple[str, ...]:
