@@ -75,6 +75,13 @@ def test_an_interval_is_that_of_the_clustered_bootstrap() -> None:
     assert _summary(seed=3).number("pass@1") == alone
 
 
+def test_one_question_tells_a_number_and_no_interval() -> None:
+    number = summarize(info(), [question("q")], [answered("q", 0, right=True)], num_samples=1).number("pass@1")
+    assert (number.estimate, number.low, number.high) == (1.0, None, None)
+    geometry = _summary().breakdowns[0].rows[1].number("pass@1")
+    assert (geometry.estimate, geometry.low, geometry.high) == (1 / 4, None, None)
+
+
 def test_a_summary_survives_json() -> None:
     summary = _summary(tools=(ZOOM,), judge="some-judge")
     assert from_json(BenchmarkSummary, json.loads(json.dumps(to_json(summary), allow_nan=False))) == summary
@@ -241,7 +248,7 @@ def test_the_text_of_a_comparison_marks_what_is_told_apart() -> None:
 def test_the_text_of_a_comparison_says_what_was_left_out() -> None:
     many = replace(_solving("ab", asked="abx"), num_samples=1)
     text = comparison_markdown(compare([many, _solving("", name="riddles")], [_solving("", asked="abyz")]))
-    assert "Puzzles: 1 questions of A and 2 of B have no counterpart and are left out." in text
+    assert "Puzzles: 1 of A's questions and 2 of B's have no counterpart and are left out." in text
     assert "Only A has riddles." in text
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 
 from axpo.errors import DataError
 from axpo.evaluation.draws import Addends, Ratio, mean_of, resample
@@ -32,30 +33,41 @@ def question_addends(name: str) -> Callable[[QuestionResult], Addends]:
     return lambda question: (pass_at_k(question.num_samples, question.num_correct, int(k)), 1.0)
 
 
-def ratio_of(questions: Sequence[QuestionResult], name: str, *, seed: int = 0) -> Ratio:
-    """One headline number of one benchmark, see `question_addends`."""
-    addends = question_addends(name)
-    column = [addends(question) for question in questions]
-    return resample({name: column}, clusters=[question.cluster for question in questions], seed=seed)[name]
+def ratios_of(
+    questions_by_side: Mapping[str, Sequence[QuestionResult]], names: Sequence[str], *, seed: int = 0
+) -> dict[tuple[str, str], Ratio]:
+    """(side, name) -> headline number of one benchmark, all from the same draws, so that sides can be subtracted.
 
+    The difference of two sides has the interval of `axpo.evaluation.statistics.paired_difference`.
 
-def difference_of(
-    questions: Sequence[QuestionResult], baseline: Sequence[QuestionResult], name: str, *, seed: int = 0
-) -> Ratio:
-    """`questions` minus `baseline`: the same questions in the same order, drawn together.
-
-    Both may have different numbers of samples. The interval is that of
-    `axpo.evaluation.statistics.paired_difference`.
+    Args:
+        questions_by_side: the same questions in the same order for each side; numbers of samples may differ.
+        names: see `question_addends`.
+        seed: of the draws.
 
     Raises:
-        DataError: when the questions differ.
+        DataError: when the sides' questions differ, or when a question has fewer samples than K.
     """
-    if [question.problem_id for question in questions] != [question.problem_id for question in baseline]:
-        raise DataError("difference: both sides need the same questions in the same order.")
-    addends = question_addends(name)
-    columns = {side: [addends(q) for q in asked] for side, asked in (("ours", questions), ("theirs", baseline))}
-    ratios = resample(columns, clusters=[question.cluster for question in questions], seed=seed)
-    return ratios["ours"] - ratios["theirs"]
+    asked = {tuple(question.problem_id for question in questions) for questions in questions_by_side.values()}
+    if len(asked) != 1:
+        raise DataError("paired numbers: all sides need the same questions in the same order.")
+    named = {name: question_addends(name) for name in names}
+    columns = {
+        (side, name): [addends(question) for question in questions]
+        for side, questions in questions_by_side.items()
+        for name, addends in named.items()
+    }
+    clusters = [question.cluster for question in next(iter(questions_by_side.values()))]
+    ratios = resample(
+        {f"{side}/{name}": column for (side, name), column in columns.items()}, clusters=clusters, seed=seed
+    )
+    return {(side, name): ratios[f"{side}/{name}"] for side, name in columns}
+
+
+def headlines_of(summary: BenchmarkSummary, names: Sequence[str], *, seed: int = 0) -> dict[str, Ratio]:
+    """Headline numbers of one benchmark by name."""
+    ratios = ratios_of({"": summary.questions}, names, seed=benchmark_seed(summary, seed))
+    return {name: ratios["", name] for name in names}
 
 
 def macro_average(summaries: Sequence[BenchmarkSummary], name: str, *, seed: int = 0) -> Interval:
@@ -72,10 +84,9 @@ def macro_average(summaries: Sequence[BenchmarkSummary], name: str, *, seed: int
     Raises:
         DataError: of no benchmark, or when a benchmark has fewer samples than K.
     """
-    ratios = [ratio_of(s.questions, name, seed=benchmark_seed(seed, index)) for index, s in enumerate(summaries)]
-    return mean_of(ratios).interval
+    return mean_of([headlines_of(summary, [name], seed=seed)[name] for summary in summaries]).interval
 
 
-def benchmark_seed(seed: int, index: int) -> int:
+def benchmark_seed(summary: BenchmarkSummary, seed: int) -> int:
     """Another one for each benchmark: two of equal size must not draw the same positions."""
-    return seed + 1 + index
+    return seed + zlib.crc32(summary.info.name.encode())

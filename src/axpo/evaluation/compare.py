@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from axpo.errors import DataError
-from axpo.evaluation.averages import benchmark_seed, common_k, difference_of, ratio_of
+from axpo.evaluation.averages import benchmark_seed, common_k, ratios_of
 from axpo.evaluation.draws import Ratio, mean_of
 from axpo.evaluation.scorecard import BenchmarkSummary, QuestionResult, check_unique
 from axpo.evaluation.statistics import Interval
@@ -120,9 +120,7 @@ def compare(
         )
     k = common_k([summary for pair in pairs for summary in (pair.a, pair.b)])
     metrics = tuple(dict.fromkeys(("pass@1", f"pass@{k}", "tool_use_rate", "tool_use_any")))
-    sides = [
-        {name: _sides(pair, name, benchmark_seed(seed, index)) for name in metrics} for index, pair in enumerate(pairs)
-    ]
+    sides = [_measure(pair, metrics, seed=benchmark_seed(pair.a, seed)) for pair in pairs]
     return Comparison(
         label_a=labels[0],
         label_b=labels[1],
@@ -149,12 +147,12 @@ def _pair(a: BenchmarkSummary, b: BenchmarkSummary, labels: tuple[str, str]) -> 
     )
 
 
-def _sides(pair: _Pair, name: str, seed: int) -> _Sides:
-    return _Sides(
-        a=ratio_of(pair.questions_a, name, seed=seed),
-        b=ratio_of(pair.questions_b, name, seed=seed),
-        difference=difference_of(pair.questions_a, pair.questions_b, name, seed=seed),
-    )
+def _measure(pair: _Pair, names: Sequence[str], *, seed: int) -> dict[str, _Sides]:
+    ratios = ratios_of({"a": pair.questions_a, "b": pair.questions_b}, names, seed=seed)
+    return {
+        name: _Sides(a=ratios["a", name], b=ratios["b", name], difference=ratios["a", name] - ratios["b", name])
+        for name in names
+    }
 
 
 def _compare_one(pair: _Pair, numbers: dict[str, _Sides]) -> BenchmarkComparison:
@@ -218,7 +216,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts = [
         f"# {a} against {b}",
         f"Differences are {a} − {b} in percentage points on the questions that both were asked, with 95 % intervals "
-        "of a paired bootstrap clustered by question. **Bold**: the interval excludes zero.",
+        "of a paired bootstrap clustered by question; in parentheses both sides, in percent. **Bold**: the interval "
+        "excludes zero.",
         _difference_table(comparison),
         "## Questions",
         "Solved: at least one sample is right.",
@@ -252,8 +251,8 @@ def _question_table(comparison: Comparison, a: str, b: str) -> str:
 
 def _remarks(comparison: Comparison, a: str, b: str) -> list[str]:
     remarks = [
-        f"- {_escape(one.title)}: {one.num_only_a} questions of {a} and {one.num_only_b} of {b} have no counterpart "
-        "and are left out."
+        f"- {_escape(one.title)}: {one.num_only_a} of {a}'s questions and {one.num_only_b} of {b}'s have no "
+        "counterpart and are left out."
         for one in comparison.benchmarks
         if one.num_only_a or one.num_only_b
     ]
@@ -277,12 +276,13 @@ def metric_title(name: str) -> str:
 
 def _cell(difference: Difference) -> str:
     interval = difference.difference
-    if interval.estimate is None or interval.low is None or interval.high is None:
+    if interval.estimate is None:
         return "–"
+    sides = f"({_percent(difference.a)} / {_percent(difference.b)})"
+    if interval.low is None or interval.high is None:
+        return f"{_points(interval.estimate)} {sides}"
     text = f"{_points(interval.estimate)} [{_points(interval.low)}, {_points(interval.high)}]"
-    is_told_apart = interval.low > 0 or interval.high < 0
-    sides = f"{_percent(difference.a)} / {_percent(difference.b)}"
-    return f"**{text}** ({sides})" if is_told_apart else f"{text} ({sides})"
+    return f"**{text}** {sides}" if interval.low > 0 or interval.high < 0 else f"{text} {sides}"
 
 
 def _points(value: float) -> str:

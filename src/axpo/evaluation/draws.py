@@ -24,7 +24,7 @@ class Ratio:
 
     estimate: float
     draws_R: Array
-    """[num_resamples]"""
+    """[num_resamples]; all NaN where one cluster alone tells: no interval follows from a single observation."""
 
     def __sub__(self, other: Ratio) -> Ratio:
         """The difference, resample by resample: paired when both come from one call of `resample`."""
@@ -34,8 +34,10 @@ class Ratio:
     def interval(self) -> Interval:
         """The estimate with its 95 % percentile interval; None where it is undefined."""
         draws_R = self.draws_R[np.isfinite(self.draws_R)]
-        if not np.isfinite(self.estimate) or draws_R.size == 0:
+        if not np.isfinite(self.estimate):
             return Interval(estimate=None, low=None, high=None)
+        if draws_R.size == 0:
+            return Interval(estimate=float(self.estimate), low=None, high=None)
         low, high = np.quantile(draws_R, [0.025, 0.975])
         return Interval(estimate=float(self.estimate), low=float(low), high=float(high))
 
@@ -46,7 +48,7 @@ def resample(
     """Total numerator over total denominator of each name, with one set of bootstrap draws for all of them.
 
     The draws are those of `axpo.evaluation.statistics.clustered_bootstrap`, so that a number has the same interval
-    whether it is computed alone or with others.
+    whether it is computed alone or with others. A number to which fewer than two clusters contribute has no interval.
 
     Args:
         addends_by_name: for each name [Q] what each question adds.
@@ -73,13 +75,14 @@ def resample(
     clustered_bootstrap(table, keep, clusters=clusters, num_resamples=NUM_RESAMPLES, seed=seed)
     totals_D = next(totals for totals in kept if totals.ndim == 1)
     totals_RD = np.concatenate([totals for totals in kept if totals.ndim == 2])
-    return {
-        name: Ratio(
-            estimate=float(ratio_of_totals(totals_D[2 * index : 2 * index + 2])),
-            draws_R=ratio_of_totals(totals_RD[:, 2 * index : 2 * index + 2]),
-        )
-        for index, name in enumerate(names)
-    }
+    ratios: dict[str, Ratio] = {}
+    for index, name in enumerate(names):
+        both = slice(2 * index, 2 * index + 2)
+        draws_R = ratio_of_totals(totals_RD[:, both])
+        if _num_contributing(addends_by_name[name], clusters) < 2:
+            draws_R = np.full_like(draws_R, np.nan)
+        ratios[name] = Ratio(estimate=float(ratio_of_totals(totals_D[both])), draws_R=draws_R)
+    return ratios
 
 
 def mean_of(ratios: Sequence[Ratio]) -> Ratio:
@@ -90,3 +93,7 @@ def mean_of(ratios: Sequence[Ratio]) -> Ratio:
         estimate=float(np.mean([ratio.estimate for ratio in ratios])),
         draws_R=np.mean([ratio.draws_R for ratio in ratios], axis=0),
     )
+
+
+def _num_contributing(column: Sequence[Addends], clusters: Sequence[str]) -> int:
+    return len({cluster for (_, denominator), cluster in zip(column, clusters, strict=True) if denominator})

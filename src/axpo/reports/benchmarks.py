@@ -15,7 +15,7 @@ from axpo.evaluation.scorecard import BenchmarkSummary, BreakdownRow
 from axpo.evaluation.statistics import Interval
 from axpo.reports.dialogues import PictureShelf, QuestionView, build_questions
 from axpo.reports.paper_table import build_paper_table, paper_html
-from axpo.reports.tables import percent
+from axpo.reports.tables import percent, points
 from axpo.types import Problem
 
 MAX_QUESTIONS = 40
@@ -35,7 +35,7 @@ _TITLES = {
     "accuracy_no_tool": "Right, of rollouts that call none",
     "all_wrong_tool": "All wrong, of questions' tool-using rollouts",
     "all_wrong_no_tool": "All wrong, of questions' direct rollouts",
-    "all_wrong_gap": "Gap between the two",
+    "all_wrong_gap": "Gap between the two, in points",
     "truncated": "Ended by a limit",
     "stop/turn_limit": "Ended by the turn limit",
     "stop/token_limit": "Ended by the token limit",
@@ -170,8 +170,9 @@ def write_verdict(summaries: Sequence[BenchmarkSummary]) -> tuple[str, ...]:
     k = common_k(summaries)
     one, best, tools = (macro_average(summaries, name) for name in ("pass@1", f"pass@{k}", "tool_use_rate"))
     where = summaries[0].info.title if len(summaries) == 1 else f"Unweighted mean of {len(summaries)} benchmarks"
-    within = f", {percent(best.estimate)} are solved within {k} tries" if k > 1 else ""
-    lead = f"{where}: {percent(one.estimate)} right at the first try (95 % interval {_share_range(one)}){within}."
+    within = f", {percent(best.estimate)} of the questions solved within {k} tries" if k > 1 else ""
+    bounds = f" (95 % interval {_share_range(one)})" if one.low is not None else ""
+    lead = f"{where}: {percent(one.estimate)} right at the first try{bounds}{within}."
     alarms = sum(len(summary.alarms) for summary in summaries)
     said = [lead, f"{percent(tools.estimate)} of the rollouts call a tool. {_gap_sentence(summaries)}".strip()]
     if alarms:
@@ -189,8 +190,8 @@ def _gap_sentence(summaries: Sequence[BenchmarkSummary]) -> str:
     tool, direct = (sum(values) / len(both) for values in zip(*both, strict=True))
     over = "" if len(both) == 1 else f" (mean of {len(both)} benchmarks)"
     return (
-        f"All tool-using rollouts of a question are wrong in {percent(tool)} of the questions that have any, all direct "
-        f"ones in {percent(direct)}{over}."
+        f"All tool-using rollouts of a question are wrong in {percent(tool)} of the questions that have any, all "
+        f"direct ones in {percent(direct)}{over}."
     )
 
 
@@ -276,6 +277,8 @@ def _bars(counts: Sequence[tuple[str, int]]) -> tuple[tuple[str, int, float], ..
 def _value(name: str, value: float | None) -> str:
     if value is None:
         return "–"
+    if name == "all_wrong_gap":
+        return points(value)
     if name not in _PLAIN:
         return percent(value)
     return f"{value:,.0f}" if value >= 100 else f"{value:.4f}" if name == "cost_usd" else f"{value:.2f}"

@@ -6,12 +6,13 @@ sets do not compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from axpo.errors import DataError
-from axpo.evaluation.averages import common_k, macro_average
+from axpo.evaluation.averages import common_k, headlines_of
+from axpo.evaluation.draws import Ratio, mean_of
 from axpo.evaluation.scorecard import UNKNOWN, BenchmarkSummary, check_unique
 from axpo.evaluation.statistics import Interval
 
@@ -30,7 +31,10 @@ _ALARM_NOTES = {
     "judge_failures": "the judge failed on some rollouts, which count as wrong",
     "undecided": "answers that no rule could decide count as wrong",
 }
+_JUDGING = ("no_judge", "judge_failures", "undecided")
+"""Alarms that say nothing about tool use."""
 _SIGNS = "†‡§¶‖"
+_OF_AVERAGES = "°"
 _METHOD = (
     "Percent. Small: 95 % interval, bootstrap clustered by question. Averages are unweighted over benchmarks. A "
     "rollout that was lost is wrong and stays in n."
@@ -97,19 +101,20 @@ def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]],
         "tool_use_any": "Tool use, of questions",
     }
     samples = sorted({summary.num_samples for summary in every})
+    drawn = [(label, [(s, headlines_of(s, list(metrics), seed=seed)) for s in found]) for label, found in methods]
     return PaperTable(
         columns=columns,
         sections=tuple(
             Section(
                 title=title,
                 rows=tuple(
-                    (label, tuple(_cell(column, summaries, name, signs, seed) for column in columns))
-                    for label, summaries in methods
+                    (label, tuple(_cell(column, measured, name, signs) for column in columns))
+                    for label, measured in drawn
                 ),
             )
             for name, title in metrics.items()
         ),
-        footnotes=tuple((sign, text) for text, sign in signs.items()),
+        footnotes=_footnotes(signs, columns),
         caption=f"{_METHOD} n = {', '.join(map(str, samples))} samples a question.",
     )
 
@@ -137,32 +142,45 @@ def _average_column(title: str, area: str, names: Sequence[str]) -> Column:
     return Column(title=title, area=area, benchmarks=tuple(names), size=f"of {len(names)}", is_average=True)
 
 
-def _cell(column: Column, summaries: Sequence[BenchmarkSummary], name: str, signs: dict[str, str], seed: int) -> Cell:
-    members = [summary for summary in summaries if summary.info.name in column.benchmarks]
+def _cell(
+    column: Column,
+    measured: Sequence[tuple[BenchmarkSummary, Mapping[str, Ratio]]],
+    name: str,
+    signs: Mapping[str, str],
+) -> Cell:
+    members = [(summary, ratios) for summary, ratios in measured if summary.info.name in column.benchmarks]
     if len(members) < len(column.benchmarks):
         return Cell(interval=UNKNOWN)
-    interval = macro_average(members, name, seed=seed) if column.is_average else _number(members[0], name, seed)
-    notes = {note for member in members for note in summary_notes(member)}
+    interval = mean_of([ratios[name] for _, ratios in members]).interval
+    if not column.is_average:  # the same number as everywhere else, to the last digit of its interval
+        stored = members[0][0].number(name)
+        interval = stored if stored.estimate is not None else interval
+    is_pass = name.startswith("pass@")
+    notes = {note for summary, _ in members for note in summary_notes(summary, is_pass=is_pass)}
+    if column.is_average:
+        return Cell(interval=interval, marks=_OF_AVERAGES if notes else "")
     return Cell(interval=interval, marks="".join(sign for text, sign in signs.items() if text in notes))
 
 
-def _number(summary: BenchmarkSummary, name: str, seed: int) -> Interval:
-    """As the summary has it; a k that it does not list (4 of n = 6) is computed."""
-    stored = summary.number(name)
-    return stored if stored.estimate is not None else macro_average([summary], name, seed=seed)
-
-
-def summary_notes(summary: BenchmarkSummary) -> tuple[str, ...]:
-    """What a reader must know to compare the number with the paper's."""
+def summary_notes(summary: BenchmarkSummary, *, is_pass: bool = True) -> tuple[str, ...]:
+    """What a reader must know to compare a number with the paper's: of Pass@k, or of tool use."""
     preset = summary.info.preset
     notes = [] if preset == PAPER_PRESET else [f"preset {preset}, not the paper's question set"]
-    return (*notes, *(_ALARM_NOTES.get(alarm.name, alarm.text) for alarm in summary.alarms))
+    alarms = [alarm for alarm in summary.alarms if is_pass or alarm.name not in _JUDGING]
+    return (*notes, *(_ALARM_NOTES.get(alarm.name, alarm.text) for alarm in alarms))
 
 
 def _sign_notes(every: Sequence[BenchmarkSummary]) -> dict[str, str]:
     """Footnote -> its sign, in the order of first use."""
     notes = list(dict.fromkeys(note for summary in every for note in summary_notes(summary)))
     return {note: _SIGNS[index] if index < len(_SIGNS) else f"({index + 1})" for index, note in enumerate(notes)}
+
+
+def _footnotes(signs: dict[str, str], columns: Sequence[Column]) -> tuple[tuple[str, str], ...]:
+    notes = tuple((sign, text) for text, sign in signs.items())
+    if notes and any(column.is_average for column in columns):
+        return (*notes, (_OF_AVERAGES, "a mean over marked numbers"))
+    return notes
 
 
 # -- printing ---------------------------------------------------------------------------------------------------------
@@ -252,4 +270,4 @@ def _range(interval: Interval) -> str:
 def _plain(text: str) -> str:
     """Text that stays text in a Markdown cell."""
     cleaned = " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
-    return cleaned.replace("&", "&amp;").replace("<", "&lt;")
+    return cleaned.replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*")
