@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ MIXED_SAMPLING = (
     SamplingParams(top_k=3),
     SamplingParams(top_p=0.5),
     GREEDY,
+    SamplingParams(temperature=0.7, top_k=20, presence_penalty=1.5),
+    SamplingParams(temperature=0, presence_penalty=-0.5),
 )
 
 
@@ -141,7 +144,9 @@ class TestFidelity:
         assert one.token_ids != other.token_ids
 
     def test_greedy_is_that_of_transformers(self, setting: Any, build: Any) -> None:
-        requests = [dataclasses.replace(request, sampling=GREEDY) for request in mixed_requests(setting)[::6]]
+        requests = [
+            dataclasses.replace(request, sampling=GREEDY) for request in mixed_requests(setting)[:: len(MIXED_SAMPLING)]
+        ]
         ends = setting.model.generation_config.eos_token_id
         for request, completion in zip(requests, run_all(build(banned=ends), requests), strict=True):
             token_ids = torch.tensor([request.token_ids])
@@ -156,6 +161,36 @@ class TestFidelity:
                 **({"pixel_values": setting.pixels(refs), "image_grid_thw": setting.grids(refs)} if refs else {}),
             )
             assert expected[0, len(request.token_ids) :].tolist() == list(completion.token_ids)
+
+    def test_the_presence_penalty_is_that_of_transformers_own_loop(self, setting: Any, build: Any) -> None:
+        """Greedy, so that every token follows from the logits; the penalty counts what was sampled, not the prompt."""
+        from transformers import LogitsProcessorList
+
+        ends = setting.model.generation_config.eos_token_id
+        requests = [
+            ask(setting.dialogue(5, seed=seed), num_tokens=40, sampling=SamplingParams(temperature=0, **penalty))
+            for seed, penalty in enumerate(({"presence_penalty": 2.0}, {"presence_penalty": -0.1}, {}))
+        ]
+        completions = run_all(build(banned=ends), requests)
+        for request, completion in zip(requests, completions, strict=True):
+            token_ids = torch.tensor([request.token_ids])
+
+            def penalize(input_ids: Tensor, scores: Tensor, request: Any = request) -> Tensor:
+                sampled = input_ids[0, len(request.token_ids) :].unique()
+                scores[0, sampled] -= request.sampling.presence_penalty
+                return scores
+
+            expected = setting.model.generate(
+                input_ids=token_ids,
+                attention_mask=torch.ones_like(token_ids),
+                do_sample=False,
+                max_new_tokens=40,
+                suppress_tokens=[setting.image_token_id, *setting.vision_ids, *ends],
+                logits_processor=LogitsProcessorList([penalize]),
+            )
+            assert expected[0, len(request.token_ids) :].tolist() == list(completion.token_ids)
+        plain = run_all(build(banned=ends), [dataclasses.replace(request, sampling=GREEDY) for request in requests])
+        assert [a.token_ids == b.token_ids for a, b in zip(plain, completions, strict=True)][0::2] == [False, True]
 
     @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
     @pytest.mark.parametrize("is_tied", [True, False])
@@ -212,6 +247,30 @@ class TestSampling:
                 got, prob = self.pick(uniform, sampling)
                 assert got == token_id
                 assert prob == pytest.approx(self.PROBS[token_id], rel=1e-5)  # never that of the truncated policy
+
+    def test_a_presence_penalty_shifts_the_shares_of_what_was_sampled(self) -> None:
+        """Temperature 2: the logits here are already halved, so a penalty of 2 ln 2 halves a probability, too."""
+        penalty = 2 * math.log(2)
+        params = [SamplingParams(temperature=2.0, presence_penalty=penalty), SamplingParams(temperature=2.0)]
+        logits_BV = torch.tensor([self.PROBS, self.PROBS]).log()
+        table = SamplingTable(params, vocab_size=5, device=torch.device("cpu"), sampled=[[0], [0]])
+        table.note(torch.tensor([3, 2]))
+        weights = (0.25, 0.0, 0.3, 0.075, 0.05)
+        edges = [sum(weights[: index + 1]) / sum(weights) for index in range(5)]
+        for token_id in (0, 2, 3, 4):
+            start = edges[token_id - 1] if token_id else 0.0
+            for uniform in (start + 1e-4, edges[token_id] - 1e-4):
+                uniforms_B = torch.full((2,), uniform, dtype=torch.float64)
+                ids_B, logprobs_B = sample_tokens(logits_BV, uniforms_B, table)
+                assert ids_B[0] == token_id
+                assert logprobs_B[0].exp().item() == pytest.approx(self.PROBS[token_id], rel=1e-5)
+                assert ids_B[1] == self.pick(uniform, PLAIN)[0]
+
+    def test_without_a_penalty_nothing_is_copied(self) -> None:
+        logits_BV = torch.tensor([self.PROBS]).log()
+        table = SamplingTable([PLAIN], vocab_size=5, device=torch.device("cpu"), sampled=[[0, 2]])
+        logprobs_BV = logits_BV.log_softmax(dim=-1)
+        assert table.penalized(logits_BV, logprobs_BV) is logprobs_BV
 
     def test_the_ends_of_the_interval_never_give_a_banned_id(self) -> None:
         logits_BV = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
@@ -443,9 +502,14 @@ class TestFaults:
 
         assert asyncio.run(main()) == expected
 
-    def test_running_out_of_memory_halves_the_batch(self, own_setting: Any, build: Any) -> None:
+    @pytest.mark.parametrize("sampling", [PLAIN, SamplingParams(temperature=0.1, presence_penalty=2.0)])
+    def test_running_out_of_memory_halves_the_batch(
+        self, own_setting: Any, build: Any, sampling: SamplingParams
+    ) -> None:
         model = own_setting.model
-        requests = [ask(own_setting.dialogue(5, seed=seed), seed=seed, num_tokens=9) for seed in range(8)]
+        requests = [
+            ask(own_setting.dialogue(5, seed=seed), seed=seed, num_tokens=9, sampling=sampling) for seed in range(8)
+        ]
         expected = run_all(build(model), requests)
         passes: list[int] = []
 

@@ -66,9 +66,19 @@ class DecodeRow:
 
 
 class SamplingTable:
-    """The sampling parameters of a batch as tensors, rebuilt only when its rows change."""
+    """The sampling parameters of a batch as tensors, rebuilt only when its rows change.
 
-    def __init__(self, params: Sequence[SamplingParams], *, vocab_size: int, device: torch.device) -> None:
+    `sampled`: what each row has sampled so far; `note` adds to it. Kept only for rows with a presence penalty.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[SamplingParams],
+        *,
+        vocab_size: int,
+        device: torch.device,
+        sampled: Sequence[Sequence[int]] = (),
+    ) -> None:
         temperatures = [p.temperature for p in params]
         temperature_B = torch.tensor(temperatures, dtype=torch.float32, device=device)
         self.is_greedy_B = temperature_B == 0
@@ -80,17 +90,51 @@ class SamplingTable:
         self.truncated_R = torch.tensor(is_truncated, device=device).nonzero()[:, 0]
         self.top_k_R1 = torch.tensor(ranks, device=device)[:, None]
         self.top_p_R1 = torch.tensor([p.top_p for p in truncated], dtype=torch.float64, device=device)[:, None]
+        self._penalized = [row for row, p in enumerate(params) if p.presence_penalty != 0]
+        if self._penalized:
+            self._prepare_penalties(params, sampled, vocab_size=vocab_size, device=device)
+
+    def _prepare_penalties(
+        self,
+        params: Sequence[SamplingParams],
+        sampled: Sequence[Sequence[int]],
+        *,
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        rows = self._penalized
+        self._rows_R = torch.tensor(rows, device=device)
+        # it is taken from the logits before they are divided by the temperature; here they have been
+        shifts = [params[row].presence_penalty / (params[row].temperature or 1.0) for row in rows]
+        self._shift_R1 = torch.tensor(shifts, dtype=torch.float32, device=device)[:, None]
+        self._is_seen_RV = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
+        for place, row in enumerate(rows):
+            if row < len(sampled) and sampled[row]:
+                self._is_seen_RV[place, torch.tensor(sampled[row], device=device)] = True
+
+    def note(self, ids_B: Tensor) -> None:
+        """Every row has sampled one more token."""
+        if self._penalized:
+            self._is_seen_RV.scatter_(1, ids_B[self._rows_R][:, None], True)
+
+    def penalized(self, logits_BV: Tensor, logprobs_BV: Tensor) -> Tensor:
+        """The log-probabilities to choose by: without a penalty those that are given, not a copy."""
+        if not self._penalized:
+            return logprobs_BV
+        logits_RV = logits_BV[self._rows_R] - self._shift_R1 * self._is_seen_RV
+        return logprobs_BV.index_copy(0, self._rows_R, logits_RV.log_softmax(dim=-1))
 
 
 def sample_tokens(logits_BV: Tensor, uniforms_B: Tensor, table: SamplingTable) -> tuple[Tensor, Tensor]:
-    """Sampled ids [B] and their log-probability under the softmax of `logits_BV`, without truncation [B].
+    """Sampled ids [B] and their log-probability under the softmax of `logits_BV`, without truncation or penalty [B].
 
-    Inverse distribution function: a row's token depends on its logits and its own uniform number in [0, 1) only.
-    Ids at minus infinity are never chosen.
+    Inverse distribution function: a row's token depends on its logits, its own uniform number in [0, 1) and, with a
+    presence penalty, what it has sampled. Ids at minus infinity are never chosen.
     """
     logprobs_BV = logits_BV.log_softmax(dim=-1)
-    best_B = logprobs_BV.argmax(dim=-1)
-    probs_BV = logprobs_BV.exp()
+    choice_BV = table.penalized(logits_BV, logprobs_BV)
+    best_B = choice_BV.argmax(dim=-1)
+    probs_BV = choice_BV.exp()
     ids_B = _invert_distribution(probs_BV, uniforms_B)
     if table.num_candidates:
         rows_R = table.truncated_R
@@ -274,6 +318,7 @@ class DecodeBatch:
             targets_B = ((sources_B >= start) & (sources_B < stop)).nonzero()[:, 0]
             parts.append(CachePart(layers, sources_B[targets_B] - start, targets_B + len(live)))
         cache = RaggedCache(lengths, parts)
+        sampling = self._sampling_table([*self.live_rows, *rows])
 
         # From here on nothing allocates much, so nothing fails half-way.
         self._keep(live)
@@ -281,7 +326,8 @@ class DecodeBatch:
         self.rows.extend(rows)
         self._last_ids_B = torch.cat([self._last_ids_B, ids_B])
         self._positions_B = torch.cat([self._positions_B, prefill.positions_U[sources_B]])
-        self._sampling = self._sampling_table(self.rows)
+        self._sampling = sampling
+        self._sampling.note(self._last_ids_B)  # the first tokens of the new rows are not recorded yet
         return self._record(rows, sampled)
 
     @torch.no_grad()
@@ -301,6 +347,7 @@ class DecodeBatch:
         ).last_hidden_state
         self._positions_B = self._positions_B + 1
         self._last_ids_B, sampled = self._sample(hidden_BTH[:, 0], self.rows, self._sampling)
+        self._sampling.note(self._last_ids_B)
         self.stats.num_decode_steps += 1
         self.stats.num_decode_rows += len(self.rows)
         return self._record(self.rows, sampled)
@@ -340,7 +387,12 @@ class DecodeBatch:
         self.rows = [self.rows[place] for place in live]
 
     def _sampling_table(self, rows: Sequence[DecodeRow]) -> SamplingTable:
-        return SamplingTable([row.request.sampling for row in rows], vocab_size=self._vocab_size, device=self._device)
+        return SamplingTable(
+            [row.request.sampling for row in rows],
+            vocab_size=self._vocab_size,
+            device=self._device,
+            sampled=[row.token_ids for row in rows],
+        )
 
     def _sample(
         self, hidden_BH: Tensor, rows: Sequence[DecodeRow], sampling: SamplingTable
