@@ -34,8 +34,8 @@ _TOKEN = re.compile(
     re.ASCII,
 )
 _ENDS = frozenset(
-    (")", "]", "}", ".", "&", "_", "tr", "\\}", "\\\\", "\\choose", "\\rightarrow", "\\to", "\\Rightarrow", "\\right")
-    + ("\\rightleftharpoons", "\\rfloor")
+    {")", "]", "}", ".", "&", "_", "tr", "\\}", "\\\\", "\\choose", "\\rfloor", "\\right"}
+    | {"\\to", "\\rightarrow", "\\Rightarrow", "\\rightleftharpoons"}
 )
 _TIMES = frozenset(("*", "\\times", "\\cdot"))
 _OVER = frozenset(("/", ":", "\\div", "\\over"))
@@ -63,8 +63,8 @@ class _NoValueError(Exception):
     """The text has no value in this grammar, or one beyond the limits."""
 
 
-def latex_value(text: str) -> Value | None:
-    r"""The value of the expression that a text starts with, or None.
+def latex_value(text: str, *, is_whole: bool = False) -> Value | None:
+    r"""The value of the expression that a text starts with, or that it is (`is_whole`), or None.
 
     Exact (a `Fraction`) as long as no root, function or pi takes part.
 
@@ -74,7 +74,7 @@ def latex_value(text: str) -> Value | None:
     try:
         reader = _Reader(text)
         value = reader.read_sum()
-        reader.expect_end()
+        reader.expect_end(is_whole=is_whole)
     except (_NoValueError, ArithmeticError, ValueError):
         return None
     return value if isinstance(value, Fraction) or math.isfinite(value) else None
@@ -105,10 +105,10 @@ class _Reader:
         self._depth -= 1
         return total
 
-    def expect_end(self) -> None:
-        """Raise unless the text ends here or goes on with a mark that ends an expression."""
+    def expect_end(self, *, is_whole: bool) -> None:
+        """Raise unless the text ends here or, unless the whole text counts, goes on with a mark that ends it."""
         is_at_end = not self.kind and self._position == len(self._text)
-        if self.kind not in _ENDS and not is_at_end:
+        if not is_at_end and (is_whole or self.kind not in _ENDS):
             raise _NoValueError
 
     def _read_product(self) -> Value:
