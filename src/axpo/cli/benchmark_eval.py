@@ -99,9 +99,9 @@ def read_request(arguments: argparse.Namespace) -> Request:
 
 def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     """A protocol named on the command line beats the file; single options beat both."""
-    defaults: dict[str, dict[str, Any]] = {"eval": dict(PROTOCOLS["axpo"])}
+    defaults: dict[str, dict[str, Any]] = {}
     if arguments.config is None:
-        defaults["data"] = {"tools": DEFAULT_TOOLS}
+        defaults = {"eval": PROTOCOLS["axpo"], "data": {"tools": DEFAULT_TOOLS}}
     given = {} if arguments.protocol is None else PROTOCOLS[arguments.protocol]
     overrides = {f"eval.{name}": str(value) for name, value in given.items()}
     if arguments.model is not None:

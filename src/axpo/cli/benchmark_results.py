@@ -86,13 +86,11 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, str]:
     )
     return {
         "Model": config.model.path + (f" at {config.endpoint.url}" if config.endpoint.url else ""),
-        "Samples": f"{manifest.num_samples} a question, seed {manifest.seed}",
+        "Seed": str(manifest.seed),
         "Sampling": sampling,
         "Limits": f"{options.max_tool_turns} tool turns, {options.max_response_tokens} tokens",
         "Tools": ", ".join(manifest.tools) or "none",
-        "Questions": f"preset {manifest.preset}" + (f", {manifest.limit} of each" if manifest.limit else ""),
-        "Judged by": ("the authors' rules" if manifest.is_official else "rules")
-        + (f", then {config.judge.model}" if config.judge.model else ""),
+        "Rules": "the authors'" if manifest.is_official else "axpo's",
         "Started": str(info.get("started_at", "")),
         "Commit": str(info.get("commit") or "not from a checkout"),
         "Machine": f"{info.get('machine', '')}, {info.get('device', '')}",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from inspect_ai.model import (
     ChatMessage,
@@ -24,7 +25,7 @@ from inspect_ai.tool import ToolInfo, ToolParams
 from axpo.dialogue import TokenUsage
 from axpo.images import ContentImageStore
 from axpo.protocols import ChatReply, ChatRequest
-from axpo.types import Content, ImageRef, Message, ToolCall, ToolSpec
+from axpo.types import Content, Message, ToolCall, ToolSpec
 
 InspectContent = str | list[Any]
 
@@ -55,15 +56,15 @@ class InspectChatModel:
 
 
 class MessageBridge:
-    """Messages of ours in inspect's words; pictures by the path of their file in `folder`, where `store` keeps them."""
+    """Messages of ours in inspect's words. `folder` is where `store` keeps its pictures."""
 
     def __init__(self, store: ContentImageStore, folder: Path) -> None:
         self._store = store
         self._folder = folder
 
-    def to_inspect(self, message: Message) -> ChatMessage:
-        """One message."""
-        content: InspectContent = [self._block(block) for block in message.content]
+    def to_inspect(self, message: Message, *, by_path: bool = False) -> ChatMessage:
+        """One message; its pictures inside, as models want them, or `by_path`, as a data set holds them."""
+        content: InspectContent = [self._block(block, by_path) for block in message.content]
         if not message.images:
             content = message.text
         if message.role == "system":
@@ -78,14 +79,15 @@ class MessageBridge:
         calls = [InspectCall(id=c.id, function=c.name, arguments=dict(c.arguments)) for c in message.tool_calls]
         return ChatMessageAssistant(content=content, tool_calls=calls or None)
 
-    def _block(self, block: Content) -> ContentText | ContentImage:
+    def _block(self, block: Content, by_path: bool) -> ContentText | ContentImage:
         if block.image is None:
             return ContentText(text=block.text or "")
-        return ContentImage(image=str(self._path(block.image)))
-
-    def _path(self, image: ImageRef) -> Path:
-        self._store.persist(image)
-        return self._folder / f"{image.sha256}.{self._store.encoded(image)[1]}"
+        data, suffix = self._store.encoded(block.image)
+        if by_path:
+            self._store.persist(block.image)
+            return ContentImage(image=str(self._folder / f"{block.image.sha256}.{suffix}"))
+        kind = {"jpg": "jpeg"}.get(suffix, suffix)
+        return ContentImage(image=f"data:image/{kind};base64,{base64.b64encode(data).decode()}")
 
 
 def _tool_info(spec: ToolSpec) -> ToolInfo:
@@ -109,7 +111,7 @@ def _read_message(message: ChatMessageAssistant) -> Message:
 
 
 def _read_call(call: InspectCall) -> ToolCall:
-    arguments = cast("dict[str, Any]", call.arguments)
+    arguments = call.arguments
     return ToolCall(
         id=call.id,
         name=call.function,

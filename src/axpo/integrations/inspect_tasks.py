@@ -74,7 +74,6 @@ def _make_task(benchmark: Benchmark) -> Callable[..., Task]:
                 top_k=options["top_k"],
                 presence_penalty=options["presence_penalty"],
             ),
-            name=benchmark.name,
             metadata={"preset": preset, "protocol": protocol, "tools": tools, "questions": len(parts.problems)},
         )
 
@@ -112,7 +111,7 @@ def _load(
 def _to_sample(problem: Problem, parts: _Parts) -> Sample:
     return Sample(
         id=problem.id,
-        input=[parts.bridge.to_inspect(message) for message in problem.messages],
+        input=[parts.bridge.to_inspect(message, by_path=True) for message in problem.messages],
         target=problem.answer,
         metadata={"cluster": problem.metadata["cluster"], **problem.metadata["categories"]},
     )
