@@ -70,9 +70,30 @@ def test_a_rollout_that_is_gone_or_lost_is_wrong_and_stays_in_n(position: int, h
     assert after.num_lost - before.num_lost == (gone.rollout.transcript is not None)
 
 
+def _thirty(**changes: Any) -> BenchmarkSummary:
+    problems = [question(f"q{i:02}", cluster=f"s{i // 2}") for i in range(30)]
+    rollouts = [answered(f"q{i:02}", s, right=(i * i + s) % 7 < 3) for i in range(30) for s in range(4)]
+    return summarize(info(), problems, rollouts, num_samples=4, **changes)
+
+
 def test_an_interval_is_that_of_the_clustered_bootstrap() -> None:
-    alone = clustered_bootstrap([(2 / 4, 1), (1 / 4, 1), (0, 1)], clusters=["s1", "s1", "s2"], seed=3)
-    assert _summary(seed=3).number("pass@1") == alone
+    right = [sum((i * i + s) % 7 < 3 for s in range(4)) for i in range(30)]
+    alone = clustered_bootstrap([(c / 4, 1) for c in right], clusters=[f"s{i // 2}" for i in range(30)], seed=3)
+    assert _thirty(seed=3).number("pass@1") == alone
+
+
+def test_the_seed_moves_every_interval_and_no_estimate() -> None:
+    first, second = (macro_average([_thirty()], "pass@1", seed=seed) for seed in (0, 1))
+    assert first.estimate == second.estimate
+    assert (first.low, first.high) != (second.low, second.high)
+    assert macro_average([_thirty()], "pass@1", seed=0) == first
+
+
+def test_a_question_without_tool_users_says_nothing_about_them() -> None:
+    problems = [question("a"), question("b")]
+    rollouts = [answered("a", 0, calls=[(ZOOM, None)]), answered("b", 0)]
+    summary = summarize(info(), problems, rollouts, num_samples=1)
+    assert (summary.number("all_wrong_tool").estimate, summary.number("all_wrong_no_tool").estimate) == (1.0, 1.0)
 
 
 def test_one_question_tells_a_number_and_no_interval() -> None:

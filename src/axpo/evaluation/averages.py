@@ -53,15 +53,13 @@ def ratios_of(
         raise DataError("paired numbers: all sides need the same questions in the same order.")
     named = {name: question_addends(name) for name in names}
     columns = {
-        (side, name): [addends(question) for question in questions]
+        f"{side}/{name}": [addends(question) for question in questions]
         for side, questions in questions_by_side.items()
         for name, addends in named.items()
     }
     clusters = [question.cluster for question in next(iter(questions_by_side.values()))]
-    ratios = resample(
-        {f"{side}/{name}": column for (side, name), column in columns.items()}, clusters=clusters, seed=seed
-    )
-    return {(side, name): ratios[f"{side}/{name}"] for side, name in columns}
+    ratios = resample(columns, clusters=clusters, seed=seed)
+    return {(side, name): ratios[f"{side}/{name}"] for side in questions_by_side for name in names}
 
 
 def headlines_of(summary: BenchmarkSummary, names: Sequence[str], *, seed: int = 0) -> dict[str, Ratio]:
