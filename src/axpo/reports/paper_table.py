@@ -12,7 +12,7 @@ from html import escape
 
 from axpo.errors import DataError
 from axpo.evaluation.averages import common_k, headlines_of
-from axpo.evaluation.draws import Ratio, mean_of
+from axpo.evaluation.draws import Ratio, mean_of, mean_over_runs
 from axpo.evaluation.scorecard import UNKNOWN, BenchmarkSummary, check_unique
 from axpo.evaluation.statistics import Interval
 
@@ -84,11 +84,12 @@ def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]],
     """The table of some methods.
 
     Args:
-        methods: (label, its benchmarks); the order of rows, and within an area that of columns.
+        methods: (label, its benchmarks); the order of rows, and within an area that of columns. Those with one label
+            are runs of one method (training seeds): their row is the mean.
         seed: of the bootstrap of averages.
 
     Raises:
-        DataError: without benchmarks, or when a method names one twice.
+        DataError: without benchmarks, when a method names one twice, or when runs of a method have others.
     """
     for label, summaries in methods:
         check_unique(tuple(summaries), owner=label)
@@ -101,7 +102,7 @@ def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]],
         "tool_use_any": "Tool use, of questions",
     }
     samples = sorted({summary.num_samples for summary in every})
-    drawn = [(label, [(s, headlines_of(s, list(metrics), seed=seed)) for s in found]) for label, found in methods]
+    drawn = [(label, _measure(runs, list(metrics), seed)) for label, runs in _by_label(methods).items()]
     return PaperTable(
         columns=columns,
         sections=tuple(
@@ -117,6 +118,30 @@ def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]],
         footnotes=_footnotes(signs, columns),
         caption=f"{_METHOD} n = {', '.join(map(str, samples))} samples a question.",
     )
+
+
+def _by_label(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]]) -> dict[str, list[Sequence[BenchmarkSummary]]]:
+    """The runs of each method. Raises `DataError` when they were not asked the same questions."""
+    runs_by_label: dict[str, list[Sequence[BenchmarkSummary]]] = {}
+    for label, summaries in methods:
+        runs_by_label.setdefault(label, []).append(summaries)
+    for label, runs in runs_by_label.items():
+        asked = {tuple((s.info.name, tuple(q.problem_id for q in s.questions)) for s in run) for run in runs}
+        if len(asked) > 1:
+            raise DataError(f"{label}: its {len(runs)} runs were not asked the same questions. Give them other labels.")
+    return {f"{label} ({len(runs)} runs)" if len(runs) > 1 else label: runs for label, runs in runs_by_label.items()}
+
+
+def _measure(
+    runs: Sequence[Sequence[BenchmarkSummary]], names: Sequence[str], seed: int
+) -> list[tuple[tuple[BenchmarkSummary, ...], dict[str, Ratio]]]:
+    """For each benchmark its runs' summaries, and the means of their numbers."""
+    measured: list[tuple[tuple[BenchmarkSummary, ...], dict[str, Ratio]]] = []
+    for of_benchmark in zip(*runs, strict=True):
+        ratios = [headlines_of(summary, names, seed=seed) for summary in of_benchmark]
+        means = {name: mean_over_runs([of[name] for of in ratios], seed=seed) for name in names}
+        measured.append((of_benchmark, means))
+    return measured
 
 
 def _columns(every: Sequence[BenchmarkSummary]) -> Iterator[Column]:
@@ -144,19 +169,21 @@ def _average_column(title: str, area: str, names: Sequence[str]) -> Column:
 
 def _cell(
     column: Column,
-    measured: Sequence[tuple[BenchmarkSummary, Mapping[str, Ratio]]],
+    measured: Sequence[tuple[tuple[BenchmarkSummary, ...], Mapping[str, Ratio]]],
     name: str,
     signs: Mapping[str, str],
 ) -> Cell:
-    members = [(summary, ratios) for summary, ratios in measured if summary.info.name in column.benchmarks]
+    members = [(runs, ratios) for runs, ratios in measured if runs[0].info.name in column.benchmarks]
     if len(members) < len(column.benchmarks):
         return Cell(interval=UNKNOWN)
     interval = mean_of([ratios[name] for _, ratios in members]).interval
-    if not column.is_average:  # the same number as everywhere else, to the last digit of its interval
-        stored = members[0][0].number(name)
+    if (
+        not column.is_average and len(members[0][0]) == 1
+    ):  # the same number as everywhere else, to the last digit of its interval
+        stored = members[0][0][0].number(name)
         interval = stored if stored.estimate is not None else interval
     is_pass = name.startswith("pass@")
-    notes = {note for summary, _ in members for note in summary_notes(summary, is_pass=is_pass)}
+    notes = {note for runs, _ in members for run in runs for note in summary_notes(run, is_pass=is_pass)}
     if column.is_average:
         return Cell(interval=interval, marks=_OF_AVERAGES if notes else "")
     return Cell(interval=interval, marks="".join(sign for text, sign in signs.items() if text in notes))
