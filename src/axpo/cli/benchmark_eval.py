@@ -105,7 +105,8 @@ def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     given = {} if arguments.protocol is None else PROTOCOLS[arguments.protocol]
     overrides = {f"eval.{name}": str(value) for name, value in given.items()}
     if arguments.model is not None:
-        overrides["model.path"] = json.dumps(_find_model(arguments.model, arguments.endpoint))
+        path = arguments.model if arguments.endpoint else model_path(arguments.model)
+        overrides["model.path"] = json.dumps(path)
     if arguments.endpoint is not None:
         overrides["endpoint.url"] = json.dumps(arguments.endpoint)
     if arguments.no_tools:
@@ -116,9 +117,9 @@ def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     return lay_over(arguments.config, overrides, kind=BenchmarkConfig, defaults=defaults)
 
 
-def _find_model(name: str, endpoint: str | None) -> str:
-    """A run's or a checkpoint's model folder; hub ids, `mini` and an endpoint's names as they are."""
-    is_folder = endpoint is None and not name.startswith(MINI) and Path(name).is_dir()
+def model_path(name: str) -> str:
+    """The model folder of a run or a checkpoint; hub ids and `mini` as they are. Raises `CheckpointError`."""
+    is_folder = not name.startswith(MINI) and Path(name).is_dir()
     return str(find_model(Path(name)).resolve()) if is_folder else name
 
 

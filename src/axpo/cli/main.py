@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import traceback
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = [f"eval-{words[1]}", *words[2:]]
         arguments = _build_parser().parse_args(words)
         arguments.words = given
-        if overrides and arguments.command not in ("train", "sft", "eval"):
+        if overrides and arguments.command not in ("train", "sft", "eval", "serve"):
             raise UserError(f"axpo {arguments.command}: takes no --{next(iter(overrides))}")
         arguments.overrides = overrides
         return arguments.run(arguments)
@@ -68,6 +69,11 @@ def _build_parser() -> argparse.ArgumentParser:
     command.prog = "axpo eval table"
     command.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="also write it there: .md or .html")
+    command = add("serve", _serve, "An OpenAI-compatible endpoint over a checkpoint, on this machine.")
+    command.epilog = _OVERRIDES
+    command.add_argument("--model", required=True, metavar="MODEL", help="a folder, a run, a hub id, or mini")
+    command.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1; there is no password")
+    command.add_argument("--port", type=int, default=8000, metavar="INT")
     command = add("report", _report, "One self-contained HTML file about one run or several.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
@@ -180,6 +186,18 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> int:
             run_benchmarks(request, console=console)
 
     return _guard(run, folder=request.folder, resume_line=shlex.join(["axpo", *arguments.words]))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from axpo.cli.benchmark_eval import model_path
+    from axpo.cli.overrides import lay_over
+    from axpo.cli.serve import serve_checkpoint
+    from axpo.trainer.config import Config
+
+    path = json.dumps(model_path(arguments.model))
+    config = lay_over(None, {"model.path": path, **arguments.overrides}, kind=Config)
+    serve_checkpoint(config, name=arguments.model, host=arguments.host, port=arguments.port)
+    return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -18,10 +18,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from axpo.cli.build import build_engine, build_parts
 from axpo.cli.orders import ChatOrder, Refusal, completion_fields, read_object, read_order
-from axpo.errors import AxpoError, EngineFault
+from axpo.cli.rows import context_length
+from axpo.errors import AxpoError, ConfigError, EngineFault
 from axpo.images import ContentImageStore
 from axpo.protocols import InferenceEngine, Renderer
+from axpo.trainer.config import Config, DataConfig
 from axpo.types import GenerationRequest, JsonValue
 
 MAX_BODY_BYTES = 256 * 2**20
@@ -140,6 +143,27 @@ def picture_store() -> Generator[ContentImageStore]:
     """A store whose pictures lie on disk for as long as the server lives."""
     with tempfile.TemporaryDirectory(prefix="axpo-serve-") as folder:
         yield ContentImageStore(Path(folder))
+
+
+def serve_checkpoint(config: Config, *, name: str, host: str, port: int) -> None:
+    """Load a checkpoint and serve it under `name` until Ctrl-C. Raises `ConfigError` when the port is taken."""
+    with picture_store() as store:
+        parts = build_parts(config.model_copy(update={"data": DataConfig(tools=())}), store=store)
+        with contextlib.closing(parts.executor), contextlib.closing(build_engine(parts)) as engine:
+            try:
+                server = ChatServer(
+                    engine,
+                    parts.renderer,
+                    store=store,
+                    model=name,
+                    context_tokens=context_length(parts.model_path),
+                    host=host,
+                    port=port,
+                )
+            except OSError as error:
+                raise ConfigError(f"axpo serve: cannot listen at {host}:{port}: {error.strerror}.") from error
+            print(f"serving {name} at {server.url}; end it with Ctrl-C", flush=True)
+            serve_until_interrupted(server)
 
 
 def serve_until_interrupted(server: ChatServer) -> None:
