@@ -26,11 +26,7 @@ _UNIT_IN_BRACES = re.compile(r"(?<![a-z\\])\{[a-z]+\}$")
 _RATIO = re.compile(r"\s*([0-9]+)\s?:\s?([0-9]+)\s*")
 _PERCENT_SIGN = re.compile(r"\s*\\?%[\s.$]*$")
 _MATH_MODE = re.compile(r"\\[()\[\]]|\\boxed\{(?=[^{}]*$)")
-_SQUASHED = re.compile(
-    r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}|\\[,;:! ]|\\(?:left|right)(?![a-z])|[\s$~]"
-)
-    r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}|\\[,;:! ]|\\left(?![a-z])|\\right(?![a-z])|[\s$~]"
-)
+_SQUASHED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}|\\[,;:! ]|\\(?:left|right)(?![a-z])|[\s$~]")
 
 
 def score(problem: Problem, final_text: str) -> Verdict:
