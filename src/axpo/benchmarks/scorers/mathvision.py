@@ -1,10 +1,11 @@
 r"""MathVision: a letter or the right option's text; for a free-form question equality as mathematics.
 
-Rules of a verdict: `letter`, `option_text` (right), `number`, `tuple`, `expression` (right, by what the gold answer is),
-`wrong`, `no_answer`. The authors' own rule is `axpo.benchmarks.scorers.mathvision_official`.
+Rules of a verdict: `letter`, `option_text` (right), `number`, `tuple`, `expression` (right, by what the gold answer
+is), `wrong`, `no_answer`. The authors' own rule is `axpo.benchmarks.scorers.mathvision_official`.
 
-Deviations from the authors: numbers are equal at six decimals instead of two, mixed numbers are sums, the answer is read
-in the order of `axpo.rewards.answers`. In a question for a percentage the sign says nothing: its gold answers have none.
+Deviations from the authors: numbers are equal at six decimals instead of two, mixed numbers are sums, the answer is
+read in the order of `axpo.rewards.answers`. A letter A to E names an option even where another option's text is that
+letter. In a question for a percentage the sign says nothing: its gold answers have none.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ _UNIT_IN_BRACES = re.compile(r"(?<![a-z\\])\{[a-z]+\}$")
 _RATIO = re.compile(r"\s*([0-9]+)\s?:\s?([0-9]+)\s*")
 _PERCENT_SIGN = re.compile(r"\s*\\?%[\s.$]*$")
 _MATH_MODE = re.compile(r"\\[()\[\]]|\\boxed\{(?=[^{}]*$)")
-_SQUASHED = re.compile(
-    r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}|\\[,;:! ]|\\left(?![a-z])|\\right(?![a-z])|[\s$~]"
-)
+_SQUASHED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}|\\[,;:! ]|\\(?:left|right)(?![a-z])|[\s$~]")
 
 
 def score(problem: Problem, final_text: str) -> Verdict:
@@ -38,7 +37,9 @@ def score(problem: Problem, final_text: str) -> Verdict:
     rule = None
     if len(answer) <= MAX_ANSWER_CHARS:
         rule = _match_option(problem, answer) if problem.metadata.get("options") else _match_value(problem, answer)
-    return Verdict(is_correct=rule is not None, rule=rule or "wrong", answer=answer, extraction=extraction)
+    return Verdict(
+        is_correct=rule is not None, rule=rule or "wrong", answer=answer[:MAX_ANSWER_CHARS], extraction=extraction
+    )
 
 
 def asks_for_percentage(problem: Problem) -> bool:

@@ -15,6 +15,8 @@ from axpo.benchmarks.scorers.latex_value import latex_value
 from axpo.dialogue import Verdict
 from axpo.types import Problem
 
+MAX_ANSWER_CHARS = 500
+"""Of a longer answer only the beginning goes into the verdict."""
 MAX_RESPONSE_CHARS = 2_000_000
 """Of a longer response only the end is read."""
 
@@ -64,6 +66,7 @@ def judge_official(problem: Problem, answer: str, extraction: str = "given") -> 
     if rule is None and (text := gold_option(problem)):
         rule = None if _matching_rule(text, answer) is None else "option_text"
     missing = "wrong" if answer else "no_answer"
+    answer = answer[:MAX_ANSWER_CHARS]
     return Verdict(is_correct=rule is not None, rule=rule or missing, answer=answer or None, extraction=extraction)
 
 
@@ -172,7 +175,7 @@ def _normalize(text: str) -> str:
 def _open_box(text: str) -> str:
     """From the first opened box to the last closing brace."""
     start, stop = text.find(_BOX), text.rfind("}")
-    return text[start + len(_BOX) : stop] if start >= 0 and stop >= start + len(_BOX) else text
+    return text[start + len(_BOX) : stop] if stop >= start + len(_BOX) and start >= 0 else text
 
 
 def _brace_fractions(text: str) -> str:
