@@ -2,7 +2,7 @@
 
 For evaluating a checkpoint as a service, and for trying clients. It keeps what it promises: a parameter that it does
 not know is refused, not ignored. Pictures come as data URLs; nothing is ever fetched. A turn with a call that cannot be
-read comes back as the text that the model wrote. There is no password: it listens on this machine unless told otherwise.
+read comes back as the text that the model wrote. There is no password: it listens on this machine only by default.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class HttpChatModel:
         self._omit = frozenset(omit)
         self._sleep = sleep
         self._urls = DataUrls(store, max_px=max_image_px, max_bytes=max_cached_bytes)
-        self._client = HttpClient(timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES, max_connections=max_concurrent)
+        self._client = HttpClient(timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES)
         self._gate = asyncio.Semaphore(max_concurrent)
         self.stats = HttpStats()
 

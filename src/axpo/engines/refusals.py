@@ -12,6 +12,8 @@ from axpo.http import Answer
 MAX_SAID_CHARS = 300
 """Of the service's own words."""
 _MAX_READ_BYTES = 65536
+_HEAD_BYTES = 200
+"""Where an answer that is an error says so."""
 _CONTEXT = (
     "context length",
     "context_length",
@@ -61,6 +63,8 @@ def refuse(answer: Answer, *, service: str, model: str, sent: Iterable[str], key
 
     Raises `ConfigError`, `QuotaError`, `EngineFault`, `RetryLater` or `ContextFull`.
     """
+    if answer.status == 200 and b'"error"' not in answer.body[:_HEAD_BYTES]:
+        return
     status, said, code = _read_error(answer, key)
     if status == 200:
         return
@@ -91,7 +95,7 @@ def bounded(text: str, key: str | None) -> str:
 
 def _read_error(answer: Answer, key: str | None) -> tuple[int, str, str]:
     """Status, words and code. Some services answer HTTP 200 and put the error inside."""
-    body = _json(answer.body) if answer.status != 200 or answer.body[:200].find(b'"error"') >= 0 else None
+    body = _json(answer.body)
     if not isinstance(body, Mapping):
         return answer.status, bounded(answer.body[:_MAX_READ_BYTES].decode(errors="replace"), key), ""
     fields = cast("Mapping[str, Any]", body)
