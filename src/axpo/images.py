@@ -115,7 +115,9 @@ class ContentImageStore:
         from PIL import ImageOps
 
         with PilImage.open(io.BytesIO(self._read(sha256)), formats=FORMATS) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            # Pillow warns of a palette with transparent colours unless it goes through RGBA; the colours are the same
+            return (upright.convert("RGBA") if upright.mode == "P" else upright).convert("RGB")
 
 
 def _probe(data: bytes, origin: str) -> tuple[int, int, str]:

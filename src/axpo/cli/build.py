@@ -251,7 +251,7 @@ def build_evaluation(
         executor=parts.executor,
         reward_for=parts.reward_for,
         store=parts.store,
-        limits=limits_of(config, config.eval),
+        limits=limits_of(parts, config.eval),
         sampling=eval_sampling(config),
         max_fault_retries=config.rollout.max_fault_retries,
         max_running=config.rollout.max_batch_size,
@@ -299,7 +299,7 @@ def build_rollout_setup(parts: Parts, engine: InferenceEngine) -> RolloutSetup:
         executor=parts.executor,
         reward_for=parts.reward_for,
         store=parts.store,
-        limits=limits_of(parts.config, rollout),
+        limits=limits_of(parts, rollout),
         sampling=SamplingParams(temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k),
         max_fault_retries=rollout.max_fault_retries,
         max_running=rollout.max_batch_size,
@@ -316,12 +316,13 @@ def eval_sampling(config: Config) -> SamplingParams:
     )
 
 
-def limits_of(config: Config, phase: RolloutConfig | EvalConfig) -> RolloutLimits:
+def limits_of(parts: Parts, phase: RolloutConfig | EvalConfig) -> RolloutLimits:
     """What ends a dialogue in training (`config.rollout`) or in evaluation (`config.eval`)."""
     return RolloutLimits(
         max_tool_turns=phase.max_tool_turns,
         max_response_tokens=phase.max_response_tokens,
-        time_limit_s=config.rollout.time_limit_s,
+        max_context_tokens=context_length(parts.model_path),
+        time_limit_s=parts.config.rollout.time_limit_s,
     )
 
 

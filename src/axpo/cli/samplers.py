@@ -21,7 +21,7 @@ from axpo.rollout.bounds import shorten_by_bytes
 from axpo.rollout.calls import read_call
 from axpo.rollout.chat import ChatSetup, run_chat
 from axpo.rollout.journal import TurnJournal
-from axpo.rollout.loop import RolloutSetup, run_rollout
+from axpo.rollout.loop import RolloutLimits, RolloutSetup, run_rollout
 from axpo.rollout.transcripts import transcript_of
 from axpo.types import Problem
 
@@ -83,7 +83,7 @@ async def _open_checkpoint(
                 executor=parts.executor,
                 reward_for=lambda problem: lambda final_text, problem: 0.0,  # judged in a pass of its own
                 store=store,
-                limits=limits_of(config, config.eval),
+                limits=limits_of(parts, config.eval),
                 sampling=eval_sampling(config),
                 max_running=config.rollout.max_batch_size,
             )
@@ -154,7 +154,11 @@ async def _open_endpoint(
             model=model,
             executor=executor,
             store=store,
-            limits=limits_of(config, config.eval),
+            limits=RolloutLimits(
+                max_tool_turns=config.eval.max_tool_turns,
+                max_response_tokens=config.eval.max_response_tokens,
+                time_limit_s=config.rollout.time_limit_s,
+            ),
             sampling=eval_sampling(config),
             journal=journal,
         )

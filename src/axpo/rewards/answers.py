@@ -44,7 +44,7 @@ def extract_answer(text: str) -> tuple[str | None, AnswerRule]:
         phrase = _PHRASE.search(line)
         if phrase:
             return _first_sentence(phrase[1]), "phrase"
-        if below is not None and _BARE_PHRASE.search(line):
+        if _BARE_PHRASE.search(line):
             return below, "phrase"
         below = line
     return (lines[-1], "last_line") if lines else (None, "none")

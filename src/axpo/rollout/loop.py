@@ -59,6 +59,8 @@ class RolloutLimits:
     """Tool-executing turns; one answer turn follows."""
     max_response_tokens: int
     """Everything after the prompt: sampled tokens and tool results."""
+    max_context_tokens: int | None = None
+    """What the model takes in all, prompt included; None: as much as the other limits allow."""
     time_limit_s: float = 600.0
     """Wall clock of the dialogue, without the time its calls waited for others or for a fault of ours to pass."""
 
@@ -123,7 +125,7 @@ async def _converse(
     limits = setup.limits
     while True:
         # (2) sample the turn, or the rest of the turn that the prefix left open
-        room = limits.max_response_tokens - dialogue.num_response_tokens
+        room = dialogue.room(limits)
         remaining_s = limits.time_limit_s - dialogue.charged_s
         if room <= 0:
             return StopReason.TOKEN_LIMIT, ""
@@ -150,7 +152,7 @@ async def _converse(
             dialogue.tool_results.extend(results)
             return StopReason.TIME_LIMIT, ""
         # (6) append what the tools answered, as ids
-        if not dialogue.add_results(results, setup.renderer, max_response_tokens=limits.max_response_tokens):
+        if not dialogue.add_results(results, setup.renderer, room=dialogue.room(limits)):
             return StopReason.TOKEN_LIMIT, ""
 
 
@@ -259,7 +261,14 @@ class _Dialogue:
             )
         return turn
 
-    def add_results(self, results: Sequence[ToolResult], renderer: Renderer, *, max_response_tokens: int) -> bool:
+    def room(self, limits: RolloutLimits) -> int:
+        """Tokens that may still follow."""
+        room = limits.max_response_tokens - self.num_response_tokens
+        if limits.max_context_tokens is None:
+            return room
+        return min(room, limits.max_context_tokens - len(self.token_ids))
+
+    def add_results(self, results: Sequence[ToolResult], renderer: Renderer, *, room: int) -> bool:
         """Append the tool turn as ids; False, and no ids, when it does not fit."""
         self.tool_results.extend(results)
         try:
@@ -267,7 +276,7 @@ class _Dialogue:
         except DataError as error:
             raise ToolFault(f"a tool's result cannot be shown to the model: {error}") from error
         num_tokens = len(rendered.token_ids)
-        if self.num_response_tokens + num_tokens >= max_response_tokens:
+        if num_tokens >= room:
             return False
         start = len(self.token_ids)
         self.token_ids.extend(rendered.token_ids)

@@ -17,9 +17,9 @@ import re
 from fractions import Fraction
 from typing import Any, cast
 
+from axpo.benchmarks.scorers.dates import calendar_name, parse_date, parse_time
 from axpo.benchmarks.scorers.latex_value import Value, latex_value
 from axpo.benchmarks.scorers.mathvision import asks_for_percentage
-from axpo.benchmarks.scorers.dates import calendar_name, parse_date, parse_time
 from axpo.benchmarks.scorers.tuples import is_equal_tuple, split_tuple
 from axpo.dialogue import Verdict
 from axpo.rewards.answers import extract_answer, last_box

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from axpo.benchmarks.scorers.reading import MAX_ANSWER_CHARS, no_answer, undecided
 from axpo.dialogue import Verdict
-from axpo.rewards.answers import extract_answer, last_box
+from axpo.rewards.answers import extract_answer, last_box, visible_text
 from axpo.rewards.choice import read_letter
 from axpo.rewards.math import MAX_ANSWER_CHARS as MAX_PART_CHARS
 from axpo.rewards.math import is_equal_math
@@ -46,7 +46,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
     answer, extraction = extract_answer(final_text)
     if answer is None:
         return no_answer(extraction, scores={"process_score": 0.0})
-    golds, text = gold_parts(problem)(final_text)
+    golds, text = gold_parts(problem), visible_text(final_text)
     boxes = _boxes(text)
     if _is_hedged(golds, answer, text, boxes):
         scores = {"process_score": 0.0}
