@@ -94,7 +94,8 @@ def test_the_gold_answer_of_another_question_is_wrong_unless_it_is_the_same_numb
 
 def is_same(problem: Problem, other: str) -> bool:
     if problem.metadata["answer_type"] == "multiple choice":
-        return other in (problem.answer, read_options(problem.messages[0].text)[ord(problem.answer) - ord("A")])
+        index = ord(problem.answer) - ord("A")
+        return other in (problem.answer, *read_options(problem.messages[0].text)[index : index + 1])
     try:
         return abs(float(problem.answer) - float(other.rpartition("=")[2])) <= 0.001
     except ValueError:
