@@ -5,8 +5,9 @@
 OUTPUTS is a folder with the published `*.jsonl` (`id`, `response`, `model_answer`, `correct`) and `*_result.json`, GOLD
 the published questions (`tests/fixtures/mathvision_golds.jsonl` will do). Prints one JSON object a file: `agreement` of
 the official-compatible scorer on `response`, target at least 0.995; `extraction_agreement`: answers read the same as
-`model_answer`; `tables_equal`: the subject and level tables from the published verdicts; `strict_agreement`: the default
-scorer against the official verdict; seconds of either. `--disagreements` writes the items on which the first disagrees.
+`model_answer`; `tables_equal`: the subject and level tables from the published verdicts; `strict_agreement`: the
+default scorer against the official verdict; seconds of either. `--disagreements` writes the items on which the first
+disagrees.
 """
 
 from __future__ import annotations
