@@ -262,7 +262,7 @@ def _guard(run: Callable[[], None], *, folder: Path, resume_line: str | None = N
             traceback.print_exc()
         print(f"error: {error}\nrun folder: {folder}", file=sys.stderr)
         if resume_line:
-            print(f"continue after the last checkpoint with: {resume_line}", file=sys.stderr)
+            print(f"go on with: {resume_line}", file=sys.stderr)
         return EXIT_FAULT
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -48,7 +49,7 @@ class Connections:
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                session.post(self._url + path, data=body, headers=headers, allow_redirects=False) as response,
+                session.post(self._url + path, data=io.BytesIO(body), headers=headers, allow_redirects=False) as response,
             ):
                 return Answer(
                     status=response.status,
