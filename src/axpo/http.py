@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
-import ssl
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,30 +50,32 @@ class HttpFailure(Exception):
 
 
 class HttpClient:
-    """Connections with bounds: `timeout_s` for the whole exchange, `max_bytes` for the body, unpacked.
+    """One connection pool with bounds: `timeout_s` for the whole exchange, `max_bytes` for the body, unpacked.
 
-    As many connections are open as requests were under way at once; the caller bounds that. It belongs to the event
-    loop of its first request.
+    It belongs to the event loop of its first request.
     """
 
     def __init__(self, *, timeout_s: float, max_bytes: int, use_proxies: bool = True) -> None:
         self.timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._use_proxies = use_proxies
-        # One client for each connection: the library's pool looks at all connections before and after every request,
-        # which with hundreds of them takes longer than the request.
-        self._clients: list[AsyncClient] = []
-        self._idle: list[AsyncClient] = []
+        self._client: AsyncClient | None = None
 
     async def request(self, method: str, url: str, *, follow_redirects: bool = True, **request: Any) -> Answer:
         """One exchange. Raises `HttpFailure` when it fails, takes too long or is too large."""
         import httpx2
 
-        client = self._idle.pop() if self._idle else self._open()
+        if self._client is None:
+            self._client = httpx2.AsyncClient(
+                timeout=self.timeout_s,
+                max_redirects=MAX_REDIRECTS,
+                trust_env=self._use_proxies,
+                headers={"Accept-Encoding": "gzip", "User-Agent": "axpo"},
+            )
         place = host_of(url)
         try:
             async with asyncio.timeout(self.timeout_s):
-                async with client.stream(method, url, follow_redirects=follow_redirects, **request) as response:
+                async with self._client.stream(method, url, follow_redirects=follow_redirects, **request) as response:
                     body = await self._read_body(response.aiter_raw(), response.headers.get("content-encoding", ""))
                     return Answer(status=response.status_code, headers=dict(response.headers), body=body)
         except TimeoutError as error:
@@ -83,22 +83,6 @@ class HttpClient:
         except (httpx2.HTTPError, httpx2.InvalidURL, zlib.error, OSError, ValueError) as error:
             message = f"{place}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise HttpFailure(message, can_retry=isinstance(error, (httpx2.HTTPError, OSError))) from error
-        finally:
-            self._idle.append(client)
-
-    def _open(self) -> AsyncClient:
-        import httpx2
-
-        client = httpx2.AsyncClient(
-            timeout=self.timeout_s,
-            limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1),
-            max_redirects=MAX_REDIRECTS,
-            trust_env=self._use_proxies,
-            verify=_tls(),
-            headers={"Accept-Encoding": "gzip", "User-Agent": "axpo"},
-        )
-        self._clients.append(client)
-        return client
 
     async def _read_body(self, chunks: Any, encoding: str) -> bytes:
         if encoding.lower() not in ("", "identity", "gzip", "deflate"):
@@ -115,17 +99,9 @@ class HttpClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        clients, self._clients, self._idle = self._clients, [], []
-        for client in clients:
+        if self._client is not None:
+            client, self._client = self._client, None
             await client.aclose()
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """One for all connections: reading the certificates takes longer than everything else."""
-    import httpx2
-
-    return httpx2.create_ssl_context()
 
 
 def check_url(option: str, url: str) -> str:

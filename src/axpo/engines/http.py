@@ -9,11 +9,12 @@ import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from axpo.engines.connections import Connections
 from axpo.engines.pictures import DataUrls
 from axpo.engines.refusals import ContextFull, RetryLater, bounded, refuse
 from axpo.engines.wire import Fields, ReadCall, WireError, WireOptions, encode_fields, read_reply, request_fields
 from axpo.errors import ConfigError, EngineFault
-from axpo.http import HttpClient, HttpFailure, check_url, read_key
+from axpo.http import HttpFailure, check_url, read_key
 from axpo.protocols import ChatReply, ChatRequest, ImageStore
 from axpo.types import ImageRef, JsonValue, Message
 
@@ -90,7 +91,7 @@ class HttpChatModel:
         self._omit = frozenset(omit)
         self._sleep = sleep
         self._urls = DataUrls(store, max_px=max_image_px, max_bytes=max_cached_bytes)
-        self._client = HttpClient(timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES)
+        self._connections = Connections(self._url, timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES)
         self._gate = asyncio.Semaphore(max_concurrent)
         self.stats = HttpStats()
 
@@ -118,7 +119,7 @@ class HttpChatModel:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._connections.close()
 
     async def _fields(self, request: ChatRequest) -> Fields:
         images = {image.sha256: image for message in request.messages for image in message.images}
@@ -155,9 +156,7 @@ class HttpChatModel:
             headers["Authorization"] = f"Bearer {self._key}"
         self.stats.num_requests += 1
         try:
-            answer = await self._client.request(
-                "POST", f"{self._url}/chat/completions", follow_redirects=False, content=body, headers=headers
-            )
+            answer = await self._connections.post("/chat/completions", body, headers)
         except HttpFailure as failure:
             message = bounded(str(failure), self._key)
             raise (RetryLater(message) if failure.can_retry else EngineFault(message)) from failure
