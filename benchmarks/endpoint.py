@@ -26,7 +26,6 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -233,7 +232,6 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         "cores": multiprocessing.cpu_count(),
         "commit": commit.stdout.strip() or None,
         "axpo": axpo.__version__,
-        "httpx2": version("httpx2"),
         "python": sys.version.split()[0],
     }
 

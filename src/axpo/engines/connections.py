@@ -97,7 +97,17 @@ class Connections:
                 await connection.writer.wait_closed()
 
     async def _exchange(self, request: bytes) -> Answer:
-        connection = self._take_idle() or await self._open()
+        idle = self._take_idle()
+        if idle is not None:
+            try:
+                return await self._exchange_on(idle, request)
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
+                if isinstance(error, asyncio.IncompleteReadError) and error.partial:
+                    raise
+                # closed by the service after a time of silence, which nobody could know before asking
+        return await self._exchange_on(await self._open(), request)
+
+    async def _exchange_on(self, connection: _Connection, request: bytes) -> Answer:
         keeps = False
         try:
             connection.writer.write(request)
