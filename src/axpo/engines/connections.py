@@ -24,7 +24,6 @@ from axpo.http import Answer, HttpFailure, host_of
 MAX_HEAD_BYTES = 2**16
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _STATUS = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: [^\r\n]*)?")
-_LENGTH = re.compile(r"\d{1,15}", re.ASCII)
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,12})[ \t]*(?:;[^\r\n]*)?\r\n")
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 
@@ -170,8 +169,6 @@ class Connections:
         elif "chunked" in head.headers.get("transfer-encoding", "").lower():
             body = await self._read_chunks(reader)
         elif length is not None:
-            if not _LENGTH.fullmatch(length):
-                raise ValueError("the answer has no valid length")
             self._check_size(int(length))
             body = await reader.readexactly(int(length))
         else:
