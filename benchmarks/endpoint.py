@@ -19,6 +19,7 @@ import datetime
 import gc
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import subprocess
@@ -54,9 +55,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     with stub(args.latency_ms / 1e3) as port:
         results = {str(num): measure(port, num, args) for num in args.concurrency}
-    result = {"benchmark": "endpoint", "concurrency": results, "setting": describe(args)}
+    result = {
+        "benchmark": "endpoint",
+        "concurrency": results,
+        "setting": {**describe(args), "load_before": round(load, 1)},
+    }
     print(json.dumps(result))
     if args.record:
         today = datetime.datetime.now(tz=datetime.UTC).date()

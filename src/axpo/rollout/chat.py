@@ -78,10 +78,10 @@ async def _converse(
     while True:
         # (1) ask for the turn, unless it was answered before
         room = limits.max_response_tokens - chat.num_tokens
-        if room <= 0:
-            return StopReason.TOKEN_LIMIT, ""
         if limits.time_limit_s - chat.charged_s <= 0:
             return StopReason.TIME_LIMIT, ""
+        if room <= 0:
+            return StopReason.TOKEN_LIMIT, ""
         request = ChatRequest(
             messages=tuple(chat.messages),
             tools=tuple(specs),
@@ -102,13 +102,11 @@ async def _converse(
             return StopReason.TURN_LIMIT, ""
         # (3) run the calls, one after the other: a later one may use the images of an earlier one
         if known and known.results is not None:
-            results, is_late = known.results, known.is_late
+            results = known.results
             await _replay(chat, results, context, setup)
         else:
-            results, is_late = await _run(chat, turn, request, context, specs, setup)
+            results = await _run(chat, turn, request, context, specs, setup)
         chat.add_results(results)
-        if is_late:
-            return StopReason.TIME_LIMIT, ""
 
 
 def _find(chat: _Chat, request: ChatRequest, setup: ChatSetup, rollout_id: str) -> JournaledTurn | None:
@@ -132,8 +130,8 @@ async def _ask(chat: _Chat, request: ChatRequest, setup: ChatSetup, rollout_id: 
 
 async def _run(
     chat: _Chat, turn: Message, request: ChatRequest, context: ToolContext, specs: Sequence[ToolSpec], setup: ChatSetup
-) -> tuple[tuple[ToolResult, ...], bool]:
-    results, is_late = await run_calls(
+) -> tuple[ToolResult, ...]:
+    results, _ = await run_calls(
         turn.tool_calls,
         context,
         chat,
@@ -143,9 +141,9 @@ async def _run(
     )
     if setup.journal is not None:
         await setup.journal.add_results(
-            context.rollout_id, chat.num_tool_turns, request, results, is_late=is_late, charged_s=chat.charged_s
+            context.rollout_id, chat.num_tool_turns, request, results, charged_s=chat.charged_s
         )
-    return tuple(results), is_late
+    return tuple(results)
 
 
 async def _replay(chat: _Chat, results: Sequence[ToolResult], context: ToolContext, setup: ChatSetup) -> None:

@@ -1,7 +1,7 @@
 """What a chat service answered, on disk before anything is made of it: after a crash nothing is asked again.
 
     {"rollout": "m1/0", "turn": 0, "request": "<sha-256>", "charged_s": 1.2, "reply": {...}}
-    {"rollout": "m1/0", "turn": 0, "request": "<sha-256>", "charged_s": 1.9, "results": [...], "is_late": false}
+    {"rollout": "m1/0", "turn": 0, "request": "<sha-256>", "charged_s": 1.9, "results": [...]}
     {"rollout": "m1/0", "is_done": true}
 
 A turn has a line once its reply is here and another once its calls have run. A reply belongs to its request: another
@@ -43,8 +43,6 @@ class JournaledTurn:
     reply: ChatReply
     results: tuple[ToolResult, ...] | None
     """Of its calls; None: they have not run, or not to the end."""
-    is_late: bool
-    """The time limit passed while they ran."""
     charged_s: float
     """Time of the dialogue that was used at the last of its lines."""
 
@@ -93,7 +91,6 @@ class TurnJournal:
         return JournaledTurn(
             reply=_read_reply(found["reply"]),
             results=results,
-            is_late=found.get("is_late", False),
             charged_s=found["charged_s"],
         )
 
@@ -110,16 +107,13 @@ class TurnJournal:
         request: ChatRequest,
         results: Sequence[ToolResult],
         *,
-        is_late: bool,
         charged_s: float,
     ) -> None:
         """Returns once the results and their pictures would survive a power cut."""
         images = [image for image in _images(results) if not self._picture_path(image).exists()]
         if images:
             await run_in_daemon_thread(self._keep, images)
-        await self._add(
-            rollout_id, turn, request, charged_s=charged_s, is_late=is_late, results=[to_json(r) for r in results]
-        )
+        await self._add(rollout_id, turn, request, charged_s=charged_s, results=[to_json(r) for r in results])
 
     def forget(self, rollout_id: str) -> None:
         """The rollout has a record of its own, or is given up: its turns are not needed any more."""
