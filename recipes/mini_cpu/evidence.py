@@ -15,6 +15,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from family import write_section
+
 from axpo.diagnostics.recorder import read_metrics
 from axpo.reports.results import write_results
 from axpo.reports.runs import keep_records
@@ -50,6 +52,7 @@ def main() -> None:
         keep_records(args.out / name, args.records / name)
     notes = (HERE / "results_notes.md").read_text(encoding="utf-8")
     write_results([args.records / name for name, *_ in jobs], args.results, notes=notes)
+    write_section()
     copy_table(args.results, README)
 
 

@@ -227,8 +227,9 @@ def paper_markdown(table: PaperTable, *, level: int = 3) -> str:
 
 
 def _markdown_heading(column: Column) -> str:
-    title = f"*{column.area}*" if column.is_average else _plain(column.title)
-    return f"{title}<br><sub>{column.size}</sub>"
+    if column.is_average:
+        return f"*{column.area}*<br><sub>{column.size}</sub>"
+    return f"{_plain(column.title)}<br><sub>{column.area}, {column.size}</sub>"
 
 
 def _markdown_cell(cell: Cell) -> str:
