@@ -102,11 +102,11 @@ class RatioSums:
 
 
 def difference(first: RatioSums, second: RatioSums) -> Rate:
-    """First minus second, measured on different groups, hence independent."""
+    """First share minus second, measured on different groups, hence independent."""
     a, b, va, vb = first.estimate, second.estimate, first.variance, second.variance
     estimate = a - b if a is not None and b is not None else None
     half = Z_95 * math.sqrt(va + vb) if va is not None and vb is not None else None
-    return _plain_rate(estimate, half, first.num_groups + second.num_groups)
+    return _difference(estimate, half, first.num_groups + second.num_groups)
 
 
 @dataclass(slots=True)
@@ -144,22 +144,24 @@ class PairSums:
         self.dd += other.dd
 
     def difference(self) -> Rate:
-        """First minus second, with what they share in the variance."""
+        """First share minus second; that both were measured on the same groups is in the variance."""
         a, b, va, vb = self.first.estimate, self.second.estimate, self.first.variance, self.second.variance
         if a is None or b is None or va is None or vb is None:
-            return _plain_rate(a - b if a is not None and b is not None else None, None, self.first.num_groups)
+            return _difference(a - b if a is not None and b is not None else None, None, self.first.num_groups)
         num = self.first.num_groups
         cross = self.nn - b * self.nd - a * self.dn + a * b * self.dd
         covariance = cross / (self.first.d * self.second.d) * num / (num - 1)
-        return _plain_rate(a - b, Z_95 * math.sqrt(max(0.0, va + vb - 2 * covariance)), num)
+        return _difference(a - b, Z_95 * math.sqrt(max(0.0, va + vb - 2 * covariance)), num)
 
 
-def _plain_rate(estimate: float | None, half: float | None, num_groups: int) -> Rate:
-    has_interval = estimate is not None and half is not None
+def _difference(estimate: float | None, half: float | None, num_groups: int) -> Rate:
+    low = high = None
+    if estimate is not None and half is not None:
+        low, high = max(-1.0, estimate - half), min(1.0, estimate + half)
     return Rate(
         estimate=estimate,
-        low=estimate - half if has_interval else None,
-        high=estimate + half if has_interval else None,
+        low=low,
+        high=high,
         numerator=estimate or 0.0,
         denominator=1.0 if estimate is not None else 0.0,
         num_groups=num_groups,
@@ -175,4 +177,4 @@ def _wilson(share: float, count: float) -> tuple[float, float]:
     squared = Z_95 * Z_95
     center = (share + squared / (2 * count)) / (1 + squared / count)
     half = Z_95 / (1 + squared / count) * math.sqrt(share * (1 - share) / count + squared / (4 * count * count))
-    return max(0.0, center - half), min(1.0, center + half)
+    return (center - half if share > 0 else 0.0), (center + half if share < 1 else 1.0)

@@ -126,7 +126,7 @@ def plan_step(need: StepNeed, num_slots: int) -> dict[tuple[int, int], float]:
     """
     levels = max((candidates for _, candidates in need), default=0)
     left = num_slots
-    given: dict[tuple[int, int], float] = {key: 0.0 for key in need}
+    given: dict[tuple[int, int], float] = dict.fromkeys(need, 0.0)
     for level in range(1, levels + 1):
         wanting = sum(count for (_, candidates), count in need.items() if candidates >= level)
         share = min(1.0, left / wanting)
@@ -153,29 +153,40 @@ def recovery_probability(num_failed: int, num_samples: int, *, mean: float, corr
     >>> recovery_probability(1, 1, mean=0.5, correlation=1/3)  # uniform prior: 1/3
     0.333...
     """
-    if mean <= 0 or num_samples <= 0:
-        return 0.0
-    if correlation <= 0 or mean >= 1:
-        return 1.0 - (1.0 - mean) ** num_samples
-    if correlation >= 1:
-        return 0.0  # it always fails or never does
-    strength = (1 - correlation) / correlation
-    a, b = mean * strength, (1 - mean) * strength
     failing = 1.0
     for tried in range(num_failed, num_failed + num_samples):
-        failing *= (b + tried) / (a + b + tried)
+        failing *= 1.0 - _success_after(tried, mean=mean, correlation=correlation)
     return 1.0 - failing
 
 
-def fresh_probability(
-    num_failed: int, num_samples: int, *, tool_use: float, mean: float, correlation: float
-) -> float:
-    """The same when each new sample uses a tool only with probability `tool_use`."""
-    total = 0.0
+def _success_after(num_failed: int, *, mean: float, correlation: float) -> float:
+    """Expected p of a question that failed `num_failed` times out of as many."""
+    if correlation <= 0:
+        return mean
+    if correlation >= 1:
+        return mean if num_failed == 0 else 0.0  # a question always succeeds or never does
+    strength = (1 - correlation) / correlation
+    return mean * strength / (strength + num_failed)
+
+
+def fresh_probability(num_failed: int, num_samples: int, *, tool_use: float, mean: float, correlation: float) -> float:
+    """The same when each new sample uses a tool only with probability `tool_use`.
+
+    Given p it is 1 - (1 - q p)^n: at most n tries that are tools count. The number of tools among the new samples is
+    binomial; the failures given that number are the product of `recovery_probability`.
+
+    >>> round(fresh_probability(0, 2, tool_use=0.5, mean=0.5, correlation=0.0), 4)  # 1 - 0.75^2
+    0.4375
+    """
+    if not 0 < tool_use < 1:
+        return recovery_probability(num_failed, num_samples if tool_use >= 1 else 0, mean=mean, correlation=correlation)
+    log_use, log_not = math.log(tool_use), math.log1p(-tool_use)
+    total, failing = 0.0, 1.0
     for used in range(num_samples + 1):
-        weight = math.comb(num_samples, used) * tool_use**used * (1 - tool_use) ** (num_samples - used)
-        total += weight * recovery_probability(num_failed, used, mean=mean, correlation=correlation)
-    return total
+        ways = math.lgamma(num_samples + 1) - math.lgamma(used + 1) - math.lgamma(num_samples - used + 1)
+        total += math.exp(ways + used * log_use + (num_samples - used) * log_not) * failing
+        failing *= 1.0 - _success_after(num_failed + used, mean=mean, correlation=correlation)
+    return max(0.0, 1.0 - total)
 
 
 def forecast(

@@ -77,4 +77,12 @@ def _is_resumable(rollout: Mapping[str, Any], segments: Sequence[Mapping[str, An
     return True
 
 
-FORMAT = Format(name="axpo", title="axpo run", names={}, matches=_matches, read=_read, length_unit="tokens")
+FORMAT = Format(
+    name="axpo",
+    title="axpo run",
+    names={},
+    matches=_matches,
+    read=_read,
+    length_unit="tokens",
+    records_continuations=True,
+)

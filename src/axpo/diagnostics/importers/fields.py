@@ -46,6 +46,8 @@ class Format:
     read: Read
     """Raises `ValueError` or `TypeError` on a row that is none."""
     length_unit: Literal["tokens", "characters"] = "characters"
+    records_continuations: bool = False
+    """Resampled continuations would be there if there were any."""
     resolve: Resolve | None = None
     """Settles what only several rows tell, such as which columns are rewards; a sentence says what was chosen."""
 
