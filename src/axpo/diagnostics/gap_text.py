@@ -234,12 +234,13 @@ def _details(part: PartDiagnosis) -> Iterable[str]:
             f"Under r = {recovery.budget_frac:g}, K = {recovery.num_continuations}: "
             f"{_count(recovery.num_triggered, 'triggered question', 'triggered questions')} with "
             f"{_count(recovery.num_candidates, 'candidate', 'candidates')}, "
-            f"{_count(recovery.num_prefixes, 'prefix', 'prefixes')} chosen in {_count(recovery.num_steps, 'step', 'steps')}."
+            f"{_count(recovery.num_prefixes, 'prefix', 'prefixes')} chosen in "
+            f"{_count(recovery.num_steps, 'step', 'steps')}."
         )
     if recovery.expected_recovered is not None and recovery.expected_fresh is not None:
         yield (
-            f"Expected to recover {recovery.expected_recovered:,.1f} of {recovery.num_questions:,} by continuing prefixes, "
-            f"{recovery.expected_fresh:,.1f} by as many new rollouts (assumptions below)."
+            f"Expected to recover {recovery.expected_recovered:,.1f} of {recovery.num_questions:,} by continuing "
+            f"prefixes, {recovery.expected_fresh:,.1f} by as many new rollouts (assumptions below)."
         )
     elif recovery.num_triggered and recovery.why_not:
         yield f"No expectation of recovery: {recovery.why_not}"

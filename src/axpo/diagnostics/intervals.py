@@ -81,7 +81,7 @@ class RatioSums:
         ...     sums.add(wrong, 1)
         >>> rate = sums.rate(is_share=True)
         >>> rate.estimate, round(rate.low, 2), round(rate.high, 2)
-        (0.5, 0.12, 0.88)
+        (0.5, 0.13, 0.87)
         """
         estimate, variance = self.estimate, self.variance
         low = high = None

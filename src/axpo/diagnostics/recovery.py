@@ -150,8 +150,8 @@ def recovery_probability(num_failed: int, num_samples: int, *, mean: float, corr
 
     >>> recovery_probability(2, 4, mean=0.5, correlation=0.0)
     0.9375
-    >>> recovery_probability(1, 1, mean=0.5, correlation=1/3)  # uniform prior: 1/3
-    0.333...
+    >>> round(recovery_probability(1, 1, mean=0.5, correlation=1 / 3), 4)  # a uniform prior, after one failure
+    0.3333
     """
     failing = 1.0
     for tried in range(num_failed, num_failed + num_samples):
