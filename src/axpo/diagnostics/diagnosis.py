@@ -419,7 +419,7 @@ def _notes(sums: DumpSums, total: StepSums, *, has_steps: bool) -> Iterable[str]
     counts = total.counts
     if counts["scored"] < counts["rollouts"]:
         yield (
-            f"{counts['rollouts'] - counts['scored']:,} rollouts have no reward; they count for tool use, not for "
+            f"Rollouts without a reward: {counts['rollouts'] - counts['scored']:,}; they count for tool use, not for "
             "right and wrong."
         )
     if counts["groups"] and total.group_sizes[1] == counts["groups"]:

@@ -264,10 +264,10 @@ def _footnotes(diagnosis: Diagnosis) -> Iterable[str]:
 
 def _unread(diagnosis: Diagnosis) -> Iterable[str]:
     if diagnosis.num_malformed:
-        yield f"{diagnosis.num_malformed:,} malformed rows were skipped, the first of them:"
+        yield f"Skipped {_count(diagnosis.num_malformed, 'malformed row', 'malformed rows')}, first:"
         yield from (f"  {place}" for place in diagnosis.malformed)
     if diagnosis.num_skipped:
-        yield f"{diagnosis.num_skipped:,} files were not read, the first of them:"
+        yield f"Not read: {_count(diagnosis.num_skipped, 'file', 'files')}, first:"
         yield from (f"  {place}" for place in diagnosis.skipped)
 
 

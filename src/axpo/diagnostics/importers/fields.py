@@ -18,6 +18,8 @@ Verdicts = Mapping[tuple[str, int], float]
 
 MAX_COUNT = 2**53
 """Lengths and counts above are nonsense."""
+MAX_REWARD = 1e9
+"""Rewards above, whatever their sign, are nonsense; sums of squares must stay finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ def has(row: Row, names: Names, *required: str) -> bool:
 
 
 def read_reward(value: Any) -> float | None:
-    """A finite number, None for anything that says "not scored". Raises `TypeError` on what is no number."""
+    """A number; None or NaN say "not scored". Raises `TypeError` or `ValueError` on what is no reward."""
     if value is None:
         return None
     if isinstance(value, Mapping):
@@ -84,7 +86,9 @@ def read_reward(value: Any) -> float | None:
     if not isinstance(value, (int, float)):
         raise TypeError(f"the reward is {type(value).__name__}, expected a number")
     number = float(value)
-    return number if math.isfinite(number) else None
+    if math.isinf(number) or abs(number) > MAX_REWARD:
+        raise ValueError(f"the reward {number:g} is beyond {MAX_REWARD:g}")
+    return None if math.isnan(number) else number
 
 
 def read_count(value: Any) -> int | None:
