@@ -12,10 +12,11 @@ import pytest
 
 from axpo.algo import recovery_probability as proposition_1
 from axpo.algo import resample_budget as budget_of_the_algorithm
+from axpo.algo import thinking_prefixes
 from axpo.diagnostics.diagnosis import Numbers, PartDiagnosis, diagnose
 from axpo.diagnostics.gap_sums import RATES
 from axpo.diagnostics.intervals import Z_95, PairSums, RatioSums
-from axpo.diagnostics.recorder import read_metrics
+from axpo.diagnostics.recorder import read_metrics, rollout_lines
 from axpo.diagnostics.recovery import (
     SuccessSums,
     fresh_probability,
@@ -23,6 +24,8 @@ from axpo.diagnostics.recovery import (
     recovery_probability,
     resample_budget,
 )
+from axpo.types import Content, Message, Problem, RolloutGroup, SegmentKind, StopReason
+from records import PROMPT, TEXT, THINKING, TOOL_CLOSE, TOOL_OPEN, TOOL_RESULT, build_rollout
 from synthetic_run import write_run
 
 
@@ -219,6 +222,27 @@ def test_every_number_of_our_own_run_is_the_one_that_training_logged(tmp_path: P
     planned = sum(record["resample/planned"] for record in logged.values())
     assert part.recovery.num_prefixes * 4 == planned
     assert (planned > 0) == (method == "axpo"), "the run has to resample for this test to mean something"
+
+
+def test_a_source_that_would_meet_its_limit_at_once_is_no_candidate(tmp_path: Path) -> None:
+    # of five wrong tool users: one full right at the tag, one with a token left, one whose first call was one too many,
+    # one that had an earlier call answered, one that answered
+    full = [PROMPT, THINKING, TOOL_OPEN]
+    some = [*full, (SegmentKind.TOOL_CALL, (0.5,))]
+    answered = [*some, TOOL_CLOSE, TEXT, TOOL_RESULT, THINKING, TOOL_OPEN]
+    ends = [
+        (full, StopReason.TOKEN_LIMIT),
+        (some, StopReason.TOKEN_LIMIT),
+        (some, StopReason.TURN_LIMIT),
+        (answered, StopReason.TURN_LIMIT),
+        (answered, StopReason.ANSWERED),
+    ]
+    rollouts = [build_rollout(f"r{n}", layout=layout, stop_reason=stop) for n, (layout, stop) in enumerate(ends)]
+    group = RolloutGroup(problem_id="q0", rollouts=tuple(rollouts))
+    problem = Problem(id="q0", messages=(Message(role="user", content=(Content(text="?"),)),), answer="A")
+    lines = rollout_lines(step=1, phase="train", groups=[group], problems=[problem], decode=lambda ids: "x" * len(ids))
+    counts = only_part(write_rows(tmp_path / "train-000001.jsonl", lines)).total.counts
+    assert counts["candidates"] == len(thinking_prefixes(group)) == 3
 
 
 def compare(numbers: Numbers, logged: dict[str, Any]) -> None:

@@ -14,13 +14,18 @@ from hypothesis import strategies as st
 
 from axpo.algo import all_wrong_rate, plan_resampling, tool_use_rate
 from axpo.algo.example import build_group
+from axpo.diagnostics.diagnosis import diagnose
 from axpo.diagnostics.gap_sums import RATES, DumpSums
 from axpo.diagnostics.importers import FORMATS, Problems, find_dumps, open_dump
 from axpo.diagnostics.importers.dialogue import read_messages, read_text
 from axpo.diagnostics.importers.seen import SeenRollout
 from axpo.diagnostics.intervals import RatioSums
+from axpo.diagnostics.metrics import rollout_metrics
+from axpo.diagnostics.recorder import rollout_lines
 from axpo.diagnostics.recovery import forecast, fresh_probability, plan_step, recovery_probability
 from axpo.errors import DataError
+from axpo.types import Content, Message, Problem
+from records import Step, steps
 
 rewards = st.lists(st.sampled_from([0.0, 1.0]), max_size=4)
 questions = st.lists(st.tuples(rewards, rewards), min_size=1, max_size=6)
@@ -109,6 +114,29 @@ def test_a_plan_spends_its_slots_breadth_first(need: dict[tuple[int, int], int],
     waiting = sum(count for (_, candidates), count in need.items() if candidates)
     if deepest > 1:  # nobody has a second prefix while somebody waits for the first
         assert sum(plan.values()) == pytest.approx(waiting)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(steps())
+def test_a_recorded_step_gives_the_numbers_that_training_logs(tmp_path: Path, step: Step) -> None:
+    ids = {group.problem_id for group in step.groups}
+    user = Message(role="user", content=(Content(text="?"),))
+    problems = [Problem(id=problem_id, messages=(user,), answer="A") for problem_id in ids]
+    lines = rollout_lines(
+        step=1, phase="train", groups=step.groups, problems=problems, decode=lambda tokens: "x" * len(tokens),
+        continuations=step.continuation_groups,
+    )  # fmt: skip
+    path = tmp_path / "train-000001.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    logged = rollout_metrics(step.groups, step.continuation_groups, step.plan, 0)
+    if not lines:
+        return
+    total = diagnose([path]).parts[0].total
+    for name, rule in RATES.items():
+        if rule.logged_as and not rule.logged_as.startswith("tools/"):  # these rollouts carry no results of tools
+            estimate, expected = total.rates[name].estimate, logged[rule.logged_as]
+            assert estimate == (None if expected is None else pytest.approx(expected)), name
+    assert total.counts["candidates"] == logged["resample/candidates"]
 
 
 # -- any file ---------------------------------------------------------------------------------------------------------

@@ -245,6 +245,21 @@ def test_unscored_rollouts_count_for_tool_use_only(tmp_path: Path) -> None:
     assert any("rollouts without a reward: 1;" in note.lower() for note in part.notes)
 
 
+def test_a_group_with_one_scored_rollout_has_no_signal_for_that_reason(tmp_path: Path) -> None:
+    rows = [rollout("q", reward=None), rollout("q", reward=1.0), rollout("p", reward=1.0), rollout("p", reward=1.0)]
+    counts = part_of(write(tmp_path / "dump.jsonl", rows), format="minimal").total.counts
+    assert (counts["no_signal_one_sample"], counts["no_signal_all_right"], counts["no_signal_all_wrong"]) == (1, 1, 0)
+
+
+def test_first_calls_are_compared_by_tool_and_arguments(tmp_path: Path) -> None:
+    def rows(question: str, *arguments: str) -> list[dict[str, Any]]:
+        return [{**rollout(question), "calls": [{"tool": "zoom", "arguments": text}]} for text in arguments]
+
+    dump = [*rows("a", "1", "1", "1"), *rows("b", "1", "2", "1"), *rows("c", "1")]
+    rate = part_of(write(tmp_path / "dump.jsonl", dump)).total.rates["same_first_call"]
+    assert (rate.numerator, rate.denominator) == (1, 2)
+
+
 def test_the_change_of_tool_use_compares_first_and_last_steps(tmp_path: Path) -> None:
     rows = [rollout(f"q{n}", calls=int(n < step), step=step) for step in range(1, 11) for n in range(10)]
     change = part_of(write(tmp_path / "dump.jsonl", rows)).tool_use_change

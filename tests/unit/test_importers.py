@@ -77,6 +77,8 @@ def test_text_with_a_call_its_result_and_an_answer() -> None:
         (CALL, None, 1, 0),
         (f"{CALL}{RESULT}<think>again {CALL}</think>no", None, 1, 1),
         (f"{CALL}{RESULT}again {CALL}", None, 2, 0),
+        (f"{CALL}{RESULT}again {CALL}</think>no", None, 1, 1),  # the template had opened the second turn's block
+        (f"{CALL}{RESULT}{'x' * 100}<think>{CALL}", None, 2, 0),  # a tag in the middle of a turn opens no block
         (f"<think>a</think>{CALL}\n{CALL}", None, 2, 0),
         ("<think>a</think><tool_call>x<tool_call>y</tool_call>", None, 2, 0),  # the second tag ends the first call
         ("<think>a</think>mind the </tool_call> and the <tool_response>", None, 0, 0),
@@ -100,6 +102,11 @@ def test_results_go_to_the_calls_of_their_turn_in_order_and_the_rest_never_ran()
     ]
 
 
+def test_a_result_that_is_written_much_later_belongs_to_no_earlier_call() -> None:
+    heard = read_text(f"<think>a</think>{CALL}{CALL}<tool_response>2</tool_response>{'x' * 100}<tool_response>3")
+    assert [call.is_answered for call in heard.calls] == [True, False]
+
+
 def test_a_result_may_hold_tags_and_a_call_may_be_anything() -> None:
     heard = read_text(f"{CALL}<tool_response>see <tool_call> and <think></tool_response>\nok")
     assert len(heard.calls) == 1 and heard.num_in_thinking == 0
@@ -115,6 +122,7 @@ def test_a_result_may_hold_tags_and_a_call_may_be_anything() -> None:
         "<tool_call>" * 100_000,
         "<tool_response>" * 70_000 + "<tool_call>",
         "<tool_call>x</tool_call><tool_response>" * 25_000,
+        "<tool_call>x</tool_call><tool_response></tool_response>" * 18_000,
         "<think>" * 140_000 + "<tool_call>",
         "<tool_call>" + "[" * 1_000_000 + "</tool_call>",
         '<tool_call>{"name": "a", "arguments": {"b": ' + "1" * 1_000_000 + "}}</tool_call>",
@@ -125,7 +133,7 @@ def test_a_megabyte_of_anything_is_read_in_linear_time(text: str) -> None:
     start_s = time.process_time()
     heard = read_text(text)
     guess_failure(text, "tool")
-    assert time.process_time() - start_s < 5
+    assert time.process_time() - start_s < 3
     assert len(heard.calls) <= MAX_CALLS
 
 

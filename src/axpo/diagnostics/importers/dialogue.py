@@ -18,6 +18,8 @@ from axpo.diagnostics.importers.seen import SeenCall
 from axpo.types import FailureKind
 
 _TAG = re.compile(r"<(/?(?:think|tool_call|tool_response))>")
+_NAMES = {name: name for tag in ("think", "tool_call", "tool_response") for name in (tag, f"/{tag}")}
+"""One string per tag, however often it stands in a text."""
 _FUNCTION = re.compile(r"\s*<function=([^\s>]{1,64})>")
 _GLUE_CHARS = 64
 """Between a result and the next turn or result stand at most so many characters of chat template."""
@@ -61,11 +63,11 @@ class _TextReader:
 
     def __init__(self, text: str, is_thinking: bool | None) -> None:
         self._text = text
-        self._tags = [(match.start(), match.end(), match[1]) for match in _TAG.finditer(text)]
+        self._tags = [(match.start(), match.end(), _NAMES[match[1]]) for match in _TAG.finditer(text)]
         self._heard = Heard(num_turns=1, num_chars=len(text))
         self._turn: list[tuple[str | None, str, bool]] = []  # tool, arguments, is_malformed of this turn's calls
         self._results: list[str] = []
-        self._thinks = self._starts_thinking() if is_thinking is None else is_thinking
+        self._thinks = self._starts_thinking(0, 0) if is_thinking is None else is_thinking
 
     def read(self) -> Heard:
         opened: int | None = None  # where the body of an open call starts
@@ -94,11 +96,15 @@ class _TextReader:
         self._flush()
         return self._heard
 
-    def _starts_thinking(self) -> bool:
-        """The text opens a block itself, or closes one that the prompt had opened."""
-        if self._text.lstrip().startswith("<think>"):
-            return True
-        return next((tag for _, _, tag in self._tags if tag.endswith("think")), "") == "/think"
+    def _starts_thinking(self, begin: int, position: int) -> bool:
+        """The turn that begins at `begin`, with the tags from `position`, opens a block or closes an open one."""
+        for index in range(position, len(self._tags)):
+            start, _, tag = self._tags[index]
+            if tag == "think":
+                return start - begin <= _GLUE_CHARS
+            if tag in ("/think", "tool_response"):
+                return tag == "/think"
+        return False
 
     def _add_call(self, body: str, *, is_closed: bool) -> None:
         tool, arguments = read_call(body) if is_closed else (None, body.strip())
@@ -123,12 +129,9 @@ class _TextReader:
         """A new turn begins after the results, unless nothing follows."""
         self._flush()
         begin = self._tags[position - 1][1]
-        upcoming = self._tags[position] if position < len(self._tags) else None
         if self._text[begin : begin + 2 * _GLUE_CHARS].strip() not in _EMPTY_TURNS:
             self._heard.num_turns += 1
-        if upcoming is not None:
-            start, _, tag = upcoming
-            self._thinks = tag == "/think" or (tag == "think" and start - begin <= _GLUE_CHARS)
+        self._thinks = self._starts_thinking(begin, position)
 
     def _flush(self) -> None:
         """Pair the calls of the turn with their results."""
