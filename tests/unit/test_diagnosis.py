@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -320,6 +322,15 @@ def test_memory_stays_flat_over_a_long_dump() -> None:
             peaks.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert peaks[-1] < peaks[0] + 20_000, peaks
+
+
+def test_diagnosing_loads_neither_torch_nor_pyarrow(dump: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from axpo.cli.diagnose import run_diagnose; "
+        "run_diagnose([Path(sys.argv[1])]); print(sorted({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(dump)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_quantiles_are_right_to_nine_percent() -> None:

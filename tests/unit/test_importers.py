@@ -102,6 +102,13 @@ def test_results_go_to_the_calls_of_their_turn_in_order_and_the_rest_never_ran()
     ]
 
 
+@pytest.mark.parametrize(
+    "end", ["", RESULT, f"{RESULT}<think>\n", "<tool_response>2</tool_response><|im_end|>\n<|im_start|>assistant\n"]
+)
+def test_a_turn_that_was_never_begun_is_none(end: str) -> None:
+    assert read_text(f"<think>a</think>{CALL}{end}").num_turns == 1
+
+
 def test_a_result_that_is_written_much_later_belongs_to_no_earlier_call() -> None:
     heard = read_text(f"<think>a</think>{CALL}{CALL}<tool_response>2</tool_response>{'x' * 100}<tool_response>3")
     assert [call.is_answered for call in heard.calls] == [True, False]

@@ -322,7 +322,7 @@ class StepSums:
         if group.is_triggered:
             counts["triggered"] += 1
             counts["candidates"] += group.candidates
-            self.need[group.tool, group.candidates] += 1
+            self.need[group.tool_scored, group.candidates] += 1
         for name, (calls, failed, _, scored, right) in (group.tools or {}).items():
             tool = self.tools[name]
             if calls:

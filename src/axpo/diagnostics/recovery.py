@@ -107,7 +107,7 @@ class SuccessSums:
 
 
 StepNeed = Mapping[tuple[int, int], int]
-"""(tool-using siblings, candidates among them) -> triggered questions of one step with these numbers."""
+"""(failed tool-using siblings, candidates) -> triggered questions of one step with these numbers."""
 
 
 def resample_budget(num_rollouts: int, budget_frac: float) -> int:
@@ -120,7 +120,7 @@ def resample_budget(num_rollouts: int, budget_frac: float) -> int:
 
 
 def plan_step(need: StepNeed, num_slots: int) -> dict[tuple[int, int], float]:
-    """Breadth-first allocation of one step: (tool-using siblings, prefixes chosen) -> questions.
+    """Breadth-first allocation of one step: (failed tool-using siblings, prefixes chosen) -> questions.
 
     Which questions of the last level are served is not known (confidence decides), so each gets its share of it.
     """

@@ -129,7 +129,8 @@ class _TextReader:
         """A new turn begins after the results, unless nothing follows."""
         self._flush()
         begin = self._tags[position - 1][1]
-        if self._text[begin : begin + 2 * _GLUE_CHARS].strip() not in _EMPTY_TURNS:
+        written = self._text[begin : begin + 2 * _GLUE_CHARS].replace("<|im_end|>", "").replace("<|im_start|>", "")
+        if written.strip() not in _EMPTY_TURNS:
             self._heard.num_turns += 1
         self._thinks = self._starts_thinking(begin, position)
 
