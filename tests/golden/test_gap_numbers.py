@@ -139,14 +139,32 @@ def test_a_share_of_zero_has_an_interval_and_a_single_group_has_none() -> None:
 
 
 def test_a_difference_on_the_same_groups_counts_what_they_share() -> None:
-    # two shares that agree in every group differ by nothing, surely; opposite ones by twice the error
-    equal, opposite = PairSums.empty(), PairSums.empty()
+    # two shares that agree in every group differ by nothing, surely; opposite ones by both errors together
+    equal, opposite, apart = PairSums.empty(), PairSums.empty(), PairSums.empty()
     for wrong in (1, 0, 1, 0):
         equal.add((wrong, 1), (wrong, 1))
         opposite.add((wrong, 1), (1 - wrong, 1))
-    assert equal.difference().low == equal.difference().high == 0
-    # Var(a - b) = Var(2 a) = 4 * (4 * 1/4) / 16 * 4/3 = 1/3
-    assert opposite.difference().high == pytest.approx(min(1, Z_95 * math.sqrt(1 / 3)))
+        apart.add((wrong, 1), (0, 0))
+        apart.add((0, 0), (wrong, 1))
+    assert (equal.difference().low, equal.difference().high) == (pytest.approx(0), pytest.approx(0))
+    alone = equal.first.rate(is_share=True)
+    assert alone.high is not None
+    half = alone.high - 0.5
+    assert opposite.difference().high == pytest.approx(2 * half)
+    assert apart.difference().high == pytest.approx(half * math.sqrt(2))  # nothing is shared
+    apart.add((1, 1), (0, 0))
+    assert apart.difference().estimate == pytest.approx(3 / 5 - 1 / 2)
+
+
+def test_a_difference_of_certain_shares_still_has_an_interval() -> None:
+    gap = PairSums.empty()
+    gap.add((1, 1), (0, 1))
+    assert (gap.difference().estimate, gap.difference().low) == (1, None)  # one group
+    gap.add((1, 1), (0, 1))
+    difference = gap.difference()
+    # Wilson at 2 of 2 and at 0 of 2: z^2 / (2 + z^2) each
+    error = Z_95**2 / (2 + Z_95**2)
+    assert difference.high == 1 and difference.low == pytest.approx(1 - error * math.sqrt(2))
 
 
 def test_recovery_follows_proposition_1_when_questions_are_alike() -> None:

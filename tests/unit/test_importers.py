@@ -192,6 +192,22 @@ def test_messages_with_calls_in_openai_s_form() -> None:
     assert (heard.num_turns, heard.num_in_thinking) == (2, 1)
 
 
+def test_results_without_an_id_go_to_the_call_of_their_tool() -> None:
+    calls = [{"type": "function", "function": {"name": name, "arguments": {}}} for name in ("slow", "fast", "fast")]
+    heard = read_messages(
+        [
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "name": "fast", "content": "1"},
+            {"role": "tool", "name": "slow", "content": "{'error': 'timed out'}"},
+        ]
+    )
+    assert [(call.tool, call.is_answered, call.failure) for call in heard.calls] == [
+        ("slow", True, FailureKind.TIMEOUT),
+        ("fast", True, None),
+        ("fast", False, None),
+    ]
+
+
 def test_messages_whose_calls_stand_in_the_text() -> None:
     heard = read_messages(
         [

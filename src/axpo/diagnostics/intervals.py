@@ -103,10 +103,7 @@ class RatioSums:
 
 def difference(first: RatioSums, second: RatioSums) -> Rate:
     """First share minus second, measured on different groups, hence independent."""
-    a, b, va, vb = first.estimate, second.estimate, first.variance, second.variance
-    estimate = a - b if a is not None and b is not None else None
-    half = Z_95 * math.sqrt(va + vb) if va is not None and vb is not None else None
-    return _difference(estimate, half, first.num_groups + second.num_groups)
+    return _difference(first, second, correlation=0.0, num_groups=first.num_groups + second.num_groups)
 
 
 @dataclass(slots=True)
@@ -115,6 +112,7 @@ class PairSums:
 
     first: RatioSums
     second: RatioSums
+    num_groups: int = 0
     nn: float = 0.0
     nd: float = 0.0
     dn: float = 0.0
@@ -127,8 +125,10 @@ class PairSums:
 
     def add(self, first: tuple[float, float], second: tuple[float, float]) -> None:
         """Numerator and denominator of both in one group."""
-        self.first.add(*first)
-        self.second.add(*second)
+        self.num_groups += 1
+        for sums, (numerator, denominator) in ((self.first, first), (self.second, second)):
+            if denominator:
+                sums.add(numerator, denominator)
         self.nn += first[0] * second[0]
         self.nd += first[0] * second[1]
         self.dn += first[1] * second[0]
@@ -136,6 +136,7 @@ class PairSums:
 
     def merge(self, other: PairSums) -> None:
         """The groups of `other` too."""
+        self.num_groups += other.num_groups
         self.first.merge(other.first)
         self.second.merge(other.second)
         self.nn += other.nn
@@ -144,20 +145,27 @@ class PairSums:
         self.dd += other.dd
 
     def difference(self) -> Rate:
-        """First share minus second; that both were measured on the same groups is in the variance."""
-        a, b, va, vb = self.first.estimate, self.second.estimate, self.first.variance, self.second.variance
-        if a is None or b is None or va is None or vb is None:
-            return _difference(a - b if a is not None and b is not None else None, None, self.first.num_groups)
-        num = self.first.num_groups
-        cross = self.nn - b * self.nd - a * self.dn + a * b * self.dd
-        covariance = cross / (self.first.d * self.second.d) * num / (num - 1)
-        return _difference(a - b, Z_95 * math.sqrt(max(0.0, va + vb - 2 * covariance)), num)
+        """First share minus second; that both were measured on the same groups is in the interval."""
+        a, b = self.first.estimate, self.second.estimate
+        va, vb = self.first.variance, self.second.variance
+        correlation = 0.0
+        if a is not None and b is not None and va and vb:
+            cross = self.nn - b * self.nd - a * self.dn + a * b * self.dd
+            sizes = [sums.num_groups / (sums.num_groups - 1) for sums in (self.first, self.second)]
+            covariance = cross / (self.first.d * self.second.d) * math.sqrt(sizes[0] * sizes[1])
+            correlation = min(1.0, max(-1.0, covariance / math.sqrt(va * vb)))
+        return _difference(self.first, self.second, correlation=correlation, num_groups=self.num_groups)
 
 
-def _difference(estimate: float | None, half: float | None, num_groups: int) -> Rate:
-    low = high = None
-    if estimate is not None and half is not None:
-        low, high = max(-1.0, estimate - half), min(1.0, estimate + half)
+def _difference(first: RatioSums, second: RatioSums, *, correlation: float, num_groups: int) -> Rate:
+    """Difference of shares with an interval made of the two Wilson intervals (Newcombe 1998; Zou and Donner 2008)."""
+    a, b = first.rate(is_share=True), second.rate(is_share=True)
+    estimate = low = high = None
+    if a.estimate is not None and b.estimate is not None:
+        estimate = a.estimate - b.estimate
+        if a.low is not None and a.high is not None and b.low is not None and b.high is not None:
+            low = estimate - _joint(a.estimate - a.low, b.high - b.estimate, correlation)
+            high = estimate + _joint(a.high - a.estimate, b.estimate - b.low, correlation)
     return Rate(
         estimate=estimate,
         low=low,
@@ -166,6 +174,10 @@ def _difference(estimate: float | None, half: float | None, num_groups: int) -> 
         denominator=1.0 if estimate is not None else 0.0,
         num_groups=num_groups,
     )
+
+
+def _joint(first: float, second: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, first * first + second * second - 2 * correlation * first * second))
 
 
 def _effective_count(share: float, variance: float, num_groups: int) -> float:

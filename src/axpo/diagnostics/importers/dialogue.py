@@ -188,7 +188,8 @@ def read_messages(messages: Sequence[Any]) -> Heard:
     """Assistant messages with their calls, `tool` messages with their results.
 
     Calls are taken from `tool_calls`; where an assistant message has none, from the tags in its text. Results are
-    matched by `tool_call_id`, else in order; a user message that starts with `<tool_response>` holds results too.
+    matched by `tool_call_id`, else by tool, else in order; a user message that starts with `<tool_response>` holds
+    results too.
     """
     heard = Heard()
     pending: list[_Pending] = []
@@ -313,10 +314,12 @@ def _dump(value: Any) -> str:
 
 def _answer(pending: list[_Pending], message: Mapping[str, Any]) -> None:
     waiting = [call for call in pending if call.result is None]
-    call_id = message.get("tool_call_id")
-    named = [call for call in waiting if call_id is not None and call.id == call_id]
-    if named or waiting:
-        (named or waiting)[0].answer(content_text(message.get("content")), message.get("error"))
+    call_id, name = message.get("tool_call_id"), message.get("name")
+    of_id = [call for call in waiting if call_id is not None and call.id == call_id]
+    of_name = [call for call in waiting if name is not None and call.tool == name]
+    answered = of_id or of_name or waiting
+    if answered:
+        answered[0].answer(content_text(message.get("content")), message.get("error"))
 
 
 def _answer_from_text(pending: list[_Pending], text: str) -> None:
