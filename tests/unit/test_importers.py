@@ -22,7 +22,7 @@ from axpo.codec import to_json
 from axpo.diagnostics.importers import Problems, SeenRollout, find_dumps, open_dump
 from axpo.diagnostics.importers import files as dump_files
 from axpo.diagnostics.importers.dialogue import MAX_CALLS, read_messages, read_text
-from axpo.diagnostics.importers.failures import guess_failure
+from axpo.diagnostics.importers.failures import failure_of_type, guess_failure
 from axpo.dialogue import TokenUsage, Transcript, Verdict
 from axpo.errors import ConfigError, DataError
 from axpo.evaluation.records import JudgedRollout, SampledRollout
@@ -167,6 +167,13 @@ def test_failures_are_told_by_their_wording(result: str, kind: FailureKind | Non
     assert guess_failure(result, "python") is kind
 
 
+def test_an_error_of_a_named_type_is_of_its_kind() -> None:
+    assert failure_of_type("parsing", "Tool zoom not found", "zoom") is FailureKind.UNKNOWN_TOOL
+    assert failure_of_type("parsing", "missing required parameter", "zoom") is FailureKind.BAD_ARGUMENTS
+    assert failure_of_type("timeout", "", "zoom") is FailureKind.TIMEOUT
+    assert failure_of_type("unknown", "nothing there", "zoom") is FailureKind.EXECUTION_ERROR
+
+
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +260,42 @@ def test_verl_dumps_one_file_a_step(tmp_path: Path) -> None:
     ]
     assert len({r.question for r in seen}) == 2, "one wording with two answers is two questions"
     assert seen[0].num_turns == 2
+
+
+def test_a_number_in_the_name_of_a_single_file_is_no_step(tmp_path: Path) -> None:
+    write_rows(tmp_path / "run-2026" / "seed7.jsonl", [{"question": "q", "reward": 1, "text": "a"}])
+    [file] = find_dumps(tmp_path, Problems())
+    assert (file.dump, file.step) == ("run-2026/seed7.jsonl", None)
+    write_rows(tmp_path / "run-2026" / "seed8.jsonl", [{"question": "q", "reward": 1, "text": "a"}])
+    assert [(file.dump, file.step) for file in find_dumps(tmp_path, Problems())] == [
+        ("run-2026/seed*.jsonl", 7),
+        ("run-2026/seed*.jsonl", 8),
+    ]
+
+
+def test_trl_completions_as_messages_the_way_1_16_logs_conversations(tmp_path: Path) -> None:
+    def message(role: str, content: str, call: tuple[str, str] | None = None, name: str | None = None) -> Any:
+        calls = [{"type": "function", "function": {"name": call[0], "arguments": {"at": call[1]}}}] if call else None
+        return {"role": role, "content": content, "tool_calls": calls, "name": name}
+
+    failing = [
+        message("assistant", "hm\n</think>", ("zoom", "L")),
+        message("tool", "{'error': 'Tool zoom not found.'}", name="zoom"),
+        message("assistant", "see\n</think>\n\nB"),
+    ]
+    unread = [message("assistant", "hm\n</think>\n\n<tool_call>\n{broken\n</tool_call>")]
+    image = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    table = {
+        "step": [1, 1], "prompt": [image, image], "completion": [failing, unread],
+        "accuracy": [0.0, 1.0], "advantage": [-1.0, 1.0],
+    }  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "completions_00001.parquet")
+    name, seen, problems = load(tmp_path)
+    assert (name, problems.num_malformed) == ("trl", 0)
+    assert seen[0].question == seen[1].question
+    assert [(c.tool, c.is_answered, c.failure) for c in seen[0].calls] == [(None, True, FailureKind.UNKNOWN_TOOL)]
+    assert [(c.tool, c.is_answered) for c in seen[1].calls] == [(None, False)]
+    assert [(r.reward, r.num_turns) for r in seen] == [(0.0, 2), (1.0, 1)]
 
 
 def test_trl_completions_as_parquet_with_one_or_several_rewards(tmp_path: Path) -> None:

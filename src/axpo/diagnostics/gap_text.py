@@ -161,7 +161,8 @@ def _rates_table(part: PartDiagnosis) -> Table:
             label = f"  {rule.title}" + (f" ({part.total.lengths.unit})" if name == "response_length" else "")
             table.add_row(label, *_cells(rate, is_share=rule.is_share))
         if title == "The gap":
-            table.add_row("  difference of the all-wrong rates", *_cells(part.total.gap, is_share=True)[:2], "")
+            if part.total.gap.estimate is not None:
+                table.add_row("  difference of the all-wrong rates", *_cells(part.total.gap, is_share=True)[:2], "")
             if part.tool_use_change.estimate is not None:
                 cells = _cells(part.tool_use_change, is_share=True)[:2]
                 table.add_row("  change of tool use, first to last fifth of the steps", *cells, "")

@@ -85,8 +85,10 @@ def guess_failure(result: str, tool: str | None) -> FailureKind | None:
 
 def failure_of_type(error_type: str, message: str, tool: str | None) -> FailureKind:
     """The kind of an error that a log names by type (inspect_ai), else by its message."""
-    known = _FAILURE_OF_TYPE.get(error_type)
-    return known or guess_failure(f"error: {message}", tool) or FailureKind.EXECUTION_ERROR
+    guessed = guess_failure(f"error: {message}", tool) or FailureKind.EXECUTION_ERROR
+    if guessed is FailureKind.UNKNOWN_TOOL:  # inspect_ai counts it as an error of parsing
+        return guessed
+    return _FAILURE_OF_TYPE.get(error_type, guessed)
 
 
 def _own_wording(head: str, tool: str) -> FailureKind | None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ MAX_DEPTH = 12
 
 _CHUNK_BYTES = 2**20
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
+_WHOLE = {".eval", ".db"}
+"""Kinds of files that always hold a whole log."""
 _STEP_FOLDER = re.compile(r"(?:global_)?step[-_]?\d+|rollout[-_]?\d+")
 _NUMBER = re.compile(r"\d+")
 
@@ -64,7 +67,9 @@ def find_dumps(path: Path, problems: Problems) -> list[DumpFile]:
         raise DataError(f"{path}: is neither a file nor a directory (a pipe or a device). Write the dump to a file.")
     root = path / "rollouts" if (path / "rollouts").is_dir() and (path / "metrics.jsonl").is_file() else path
     found = [_as_dump(file, path) for file in _walk(root, problems, MAX_DEPTH)]
-    return sorted(found, key=lambda file: (file.dump, _numbers(file.path), str(file.path)))
+    sizes = Counter(file.dump for file in found)
+    alone = (file if sizes[file.dump] > 1 else _alone(file.path, path) for file in found)
+    return sorted(alone, key=lambda file: (file.dump, _numbers(file.path), str(file.path)))
 
 
 def _walk(folder: Path, problems: Problems, depth: int) -> Iterator[Path]:
@@ -102,8 +107,15 @@ def _check_suffix(path: Path) -> None:
         raise DataError(f"{path}: unknown kind of file {suffix!r}. Expected one of {', '.join(_READERS)}.")
 
 
+def _alone(path: Path, root: Path) -> DumpFile:
+    """A file that no other belongs to: its number says nothing."""
+    return DumpFile(path=path, dump=path.relative_to(root).as_posix())
+
+
 def _as_dump(path: Path, root: Path) -> DumpFile:
     inner = path.relative_to(root)
+    if path.suffix.lower() in _WHOLE:
+        return _alone(path, root)
     folders = ["step_*" if _STEP_FOLDER.fullmatch(name) else name for name in inner.parts[:-1]]
     numbers = _numbers(Path(*inner.parts[len(inner.parts) - 1 - ("step_*" in folders) :]))
     if "step_*" in folders:

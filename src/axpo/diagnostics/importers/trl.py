@@ -1,9 +1,9 @@
 """TRL's completions: Parquet or JSONL, one row a completion, and the table it sends to trackio.
 
-Columns: `step`, `prompt`, `completion`, one column per reward function, columns of `log_extra`, `advantage`. The
-reward that trained is a weighted sum of those columns, and the weights are not in the dump. So: the only number column
-is the reward; of several, the only one whose name says correctness (`accuracy`, `correct`, `solved`) is; else their
-sum.
+Columns: `step`, `prompt` and `completion` (messages where the prompts are conversations, else text), one column per
+reward function, columns of `log_extra`, `advantage`. The reward that trained is a weighted sum of those columns, and
+the weights are not in the dump. So: the only number column is the reward; of several, the only one whose name says
+correctness (`accuracy`, `correct`, `solved`) is; else their sum.
 """
 
 from __future__ import annotations
