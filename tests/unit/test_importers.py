@@ -395,6 +395,8 @@ def test_traces_of_verifiers_and_prime_rl(tmp_path: Path) -> None:
     assert [(r.step, r.reward, r.is_truncated) for r in seen] == [(1, 1.0, False), (1, 0.0, True)]
     assert seen[0].question == "g" and (seen[0].length, seen[0].num_turns) == (3, 2)
     assert [(call.tool, call.is_answered) for call in seen[0].calls] == [("zoom", True)], "of the last branch alone"
+    [slow] = load(write_rows(tmp_path / "slow.jsonl", [episode(1, 0.0, is_timeout=True)]))[1]
+    assert slow.is_truncated
     [failed] = load(write_rows(tmp_path / "failed.jsonl", [episode(1, 0.0, ok=False)]))[1]
     assert failed.reward is None, "a fault of the machinery is no wrong answer"
 

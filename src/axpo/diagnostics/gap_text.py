@@ -83,6 +83,11 @@ def _consequence(part: PartDiagnosis) -> str:
         )
     if not recovery.num_triggered:
         return "AXPO would resample nothing here: no question has only wrong tool-using rollouts."
+    if not recovery.num_prefixes:
+        return (
+            f"AXPO would resample nothing: a budget of r = {recovery.budget_frac:g} with K = "
+            f"{recovery.num_continuations} is less than one prefix at any step with a triggered question ({recovery.num_triggered:,} of them)."
+        )
     plan = (
         f"AXPO (r = {recovery.budget_frac:g}, K = {recovery.num_continuations}) would resample "
         f"{_count(recovery.num_prefixes, 'prefix', 'prefixes')} in {recovery.num_questions:,} of "

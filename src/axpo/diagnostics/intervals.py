@@ -5,8 +5,8 @@ the unit: the variance of R = N / D is G / (G - 1) * sum_g (n_g - R d_g)^2 / D^2
 Cochran 1977, 6.4), whose sum needs only the totals of n^2, n d and d^2.
 
 A share (0..1) gets Wilson's interval with the effective number of observations R (1 - R) / variance (as for surveys,
-Dean and Pagano 2015), which stays inside 0..1 and is not empty at 0 and 1, where the number of groups stands in. Any
-other mean gets R +- 1.96 standard errors.
+Dean and Pagano 2015), which stays inside 0..1 and is never empty: where groups do not differ at all, their number
+stands in. Any other mean gets R +- 1.96 standard errors.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def _read_trace(trace: Row, names: Names, question: str, step: int | None) -> Se
     heard = read_messages(messages)
     lengths = [_num_tokens(node) for node in branch if node.get("sampled") is True]
     calls = _objects(trace.get("calls"))
-    is_cut = trace.get("stop_condition") in _LIMITS or (bool(calls) and calls[-1].get("finish_reason") == "length")
+    ran_out = trace.get("is_timeout") is True or trace.get("stop_condition") in _LIMITS
+    is_cut = ran_out or (bool(calls) and calls[-1].get("finish_reason") == "length")
     return SeenRollout(
         question=question,
         step=step,
