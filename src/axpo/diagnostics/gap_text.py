@@ -86,7 +86,8 @@ def _consequence(part: PartDiagnosis) -> str:
     if not recovery.num_prefixes:
         return (
             f"AXPO would resample nothing: a budget of r = {recovery.budget_frac:g} with K = "
-            f"{recovery.num_continuations} is less than one prefix at any step with a triggered question ({recovery.num_triggered:,} of them)."
+            f"{recovery.num_continuations} is less than one prefix at any step "
+            f"with a triggered question ({recovery.num_triggered:,} of them)."
         )
     plan = (
         f"AXPO (r = {recovery.budget_frac:g}, K = {recovery.num_continuations}) would resample "
