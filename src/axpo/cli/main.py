@@ -1,4 +1,4 @@
-"""`axpo`: train, fine-tune, evaluate, report, index, check the installation, show the demo."""
+"""`axpo`: train, fine-tune, evaluate, diagnose, report, serve, index, check the installation, show the demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from axpo import __version__
+from axpo.cli.diagnose import add_arguments as add_diagnose_arguments
 from axpo.errors import AxpoError, UserError
 
 EXIT_FAULT = 1
@@ -21,7 +22,10 @@ _OVERRIDES = "Any option of the configuration: --table.option VALUE, for example
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 a mistake of the user, 130 interrupted, 1 anything else."""
+    """Run a command; returns the exit code.
+
+    0 done, 2 a mistake of the user, 3 `axpo diagnose --fail-if` holds, 130 interrupted, 1 anything else.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         from axpo.cli.overrides import split_overrides
@@ -69,6 +73,8 @@ def _build_parser() -> argparse.ArgumentParser:
     command.prog = "axpo eval table"
     command.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="also write it there: .md or .html")
+    command = add("diagnose", _diagnose, "Do these rollouts, of any trainer, have the gap? What would AXPO do?")
+    add_diagnose_arguments(command)
     command = add("serve", _serve, "An OpenAI-compatible endpoint over a checkpoint, on this machine.")
     command.epilog = _OVERRIDES
     command.add_argument("--model", required=True, metavar="MODEL", help="a folder, a run, a hub id, or mini")
@@ -186,6 +192,21 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> int:
             run_benchmarks(request, console=console)
 
     return _guard(run, folder=request.folder, resume_line=shlex.join(["axpo", *arguments.words]))
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from axpo.cli.diagnose import run_diagnose
+
+    return run_diagnose(
+        arguments.paths,
+        format=arguments.format,
+        mapping=arguments.mapping,
+        correct_at=arguments.correct_at,
+        budget_frac=arguments.budget_frac,
+        num_continuations=arguments.num_continuations,
+        fail_if=arguments.fail_if,
+        json_path=arguments.json,
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> int:
