@@ -121,8 +121,6 @@ def _build_part(
         if num_shown and max_bytes is not None and size * 4 // 3 >= max_bytes:
             break
         built, records = _build_group(file, group, pictures)
-        if not built:
-            continue
         _add_columns(columns, (len(browser.parts), num_shown), group, built, records)
         text = ("," if num_shown else "[") + json.dumps(built, ensure_ascii=False, separators=(",", ":"))
         # what JSON calls text may hold half a character, which no page can
@@ -135,18 +133,18 @@ def _build_part(
 
 
 def _build_group(file: StepFile, group: GroupLines, pictures: Any) -> tuple[Json, list[Json]]:
-    """The group as the page reads it, and its records; empty when the file holds only continuations of it."""
+    """The group as the page reads it, and its records."""
     numbered = list(read_group(file.path, group))
     records = [record for _, record in numbered]
-    rollouts: list[Json] = []
-    number = 0
+    place = group.lines[0][0]
     try:
         index_of = {str(record["rollout"]["id"]): index for index, record in enumerate(records)}
-        for number, record in numbered:
-            rollouts.append(build_rollout(record, pictures, index_of))
-        return {**build_prompt(records[0], pictures), "rollouts": rollouts}, records
+        built = build_prompt(records[0], pictures) | {"rollouts": []}
+        for place, record in numbered:  # noqa: B007 - the place of the record that is broken
+            built["rollouts"].append(build_rollout(record, pictures, index_of))
+        return built, records
     except (RecordError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        raise DataError(f"{file.path}:{number}: not a rollout record: {type(error).__name__}: {error}") from error
+        raise DataError(f"{file.path}:{place}: not a rollout record: {type(error).__name__}: {error}") from error
 
 
 def _add_columns(
@@ -232,4 +230,5 @@ def _describe_cut(runs: Sequence[Run], parts: Sequence[Part]) -> str:
     )
     if groups[0] == groups[1]:
         return f"Showing {words}, all {groups[0]:,} groups of them."
-    return f"Showing {words} and {groups[0]:,} of {groups[1]:,} groups of them: recovered, resampled and triggered ones first."
+    shown_groups = f"{groups[0]:,} of {groups[1]:,} groups of them"
+    return f"Showing {words} and {shown_groups}: recovered, resampled and triggered ones first."

@@ -34,8 +34,8 @@ from axpo.reports.tables import (
 from axpo.reports.thumbnails import Thumbnails
 from axpo.reports.tools import tool_rows
 
-MAX_THUMBNAIL_BYTES = 5_000_000
-"""Of all thumbnails, as they stand in the page: with the rollouts (`axpo.reports.browser`) it stays below 15 MB."""
+MAX_PAGE_BYTES = 12_000_000
+"""Thumbnails fill what the rollouts leave of it; overview, curves and index come on top, and stay below 15 MB."""
 
 _METHOD_COLORS = {"SFT": ("#6b7280", "#9aa3af"), "GRPO": ("#d55e00", "#ff9a4d"), "AXPO": ("#0072b2", "#56b4e9")}
 _OTHER_COLORS = (("#009e73", "#3fd0a4"), ("#b8578f", "#e29ac4"), ("#b07d00", "#f0c34a"), ("#5b4fb3", "#a79cf0"))
@@ -66,13 +66,15 @@ def build_page(
     """The page as text. `images`: the folder beside it that full pictures are copied to; None leaves them out."""
     arms = load_arms(run_dirs)
     is_cut = rollouts == "some"
-    thumbnails = Thumbnails(folder=images, max_bytes=MAX_THUMBNAIL_BYTES if is_cut else None)
+    thumbnails = Thumbnails(folder=images)
     browser = build_browser(
         [run for arm in arms for run in arm.runs],
         thumbnails,
         max_steps=MAX_STEPS if is_cut else None,
         max_bytes=MAX_BYTES if is_cut else None,
     )
+    room = MAX_PAGE_BYTES - sum(len(part.data) for part in browser.parts)
+    pictures = thumbnails.make(max_bytes=room if is_cut else None)
     static = files("axpo.reports") / "static"
     script = "\n".join(["(() => {", '"use strict";', *(_read(static, name) for name in _SCRIPTS), "})();"])
     plots = _read(static, "uplot.iife.min.js")
@@ -87,12 +89,11 @@ def build_page(
             "page": _as_json(_page_data(arms, browser.cut)),
             "curves": _as_json(build_curves(arms)),
             "index": _as_json(browser.index),
-            "pictures": _as_json(thumbnails.entries),
+            "pictures": _as_json(pictures),
         },
         parts=[part.data for part in browser.parts],
         cut=browser.cut,
         has_rollouts=bool(browser.parts),
-        num_pictures_left_out=thumbnails.num_left_out,
     )
 
 
@@ -109,10 +110,10 @@ def _as_json(value: Any) -> str:
 
 
 def _policy(*, scripts: Sequence[str], style: str) -> str:
-    """Nothing but these scripts, this style and pictures that are in the page."""
+    """Nothing but these scripts, this style, and pictures that are in the page or in the folder beside it."""
     hashes = " ".join(_hash(script) for script in scripts)
     return (
-        f"default-src 'none'; script-src {hashes}; style-src {_hash(style)}; img-src data:; "
+        f"default-src 'none'; script-src {hashes}; style-src {_hash(style)}; img-src data: 'self'; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -176,8 +177,7 @@ def _overview(arms: Sequence[Arm]) -> dict[str, Any]:
         "facts": run_facts(arms),
         "arms": arms,
         "rows": rows,
-        "tables": [("Held-out questions", columns(rows))]
-        + [(f"Held-out questions: {label}", columns(rows, label)) for label in categories(rows)],
+        "tables": [(label, columns(rows, label)) for label in ("", *categories(rows))],
         "changes": [(arms.index(arm), arm, _changes(arm)) for arm in resampling],
         "num_continuations": _num_continuations(arms),
         "tools": tool_rows(arms),

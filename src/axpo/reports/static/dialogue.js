@@ -18,10 +18,11 @@ const leftOut = (count) => (count ? `… (${count.toLocaleString("en")} more cha
 /** A picture with boxes in 0-1000 of its sides: `{box, kind}` with kind right, wrong or target. */
 function picture(pic, boxes, caption, className = "") {
   const [thumbnail, full] = pictureTable()[pic.p] ?? ["", ""];
-  const frame = thumbnail
-    ? el("span", { class: "picture" }, el("img", { src: thumbnail, alt: caption, width: pic.w, height: pic.h }))
-    : el("span", { class: "picture absent", text: full ? "thumbnail left out" : "picture not recorded" });
-  if (thumbnail && boxes.length) {
+  const source = thumbnail || full;
+  const absent = () => el("span", { class: "picture absent", text: full ? `picture left out of the page: ${full}` : "picture not recorded" });
+  const frame = source ? el("span", { class: "picture" }, el("img", { src: source, alt: caption, width: pic.w, height: pic.h, loading: "lazy" })) : absent();
+  if (source && !thumbnail) frame.firstChild.onerror = () => frame.replaceWith(absent());
+  if (source && boxes.length) {
     const drawing = svg("svg", { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true" });
     for (const { box: [x1, y1, x2, y2], kind } of boxes) {
       const place = { x: x1, y: y1, width: Math.max(1, x2 - x1), height: Math.max(1, y2 - y1) };
@@ -31,7 +32,7 @@ function picture(pic, boxes, caption, className = "") {
   }
   const shown = full ? el("a", { href: full, target: "_blank", rel: "noreferrer noopener", "aria-label": `${caption}: full picture` }, frame) : frame;
   return el("figure", { class: className }, shown,
-    el("figcaption", { title: define("picture") }, caption, full && !thumbnail ? el("a", { href: full, target: "_blank", rel: "noreferrer noopener", text: " open it" }) : ""));
+    el("figcaption", { def: "picture", text: caption }));
 }
 
 function resultPictures(result, group) {
@@ -93,7 +94,7 @@ function tokenText(rollout, segment, largest) {
   const pieces = [];
   const add = (from, to, position, code, isWhole = false) => {
     const facts = tokenFacts(rollout, segment, position, code);
-    const piece = el("span", { class: `tok ${tokenClass(facts, largest)}`, text: text.slice(from, to) });
+    const piece = el("span", { class: `tok ${tokenClass(facts, largest)}`, text: text.slice(from, to).replaceAll("\n", "⏎\n") });
     piece.title = factsText(facts, position, text.slice(from, to).slice(0, 60), isWhole);
     pieces.push(piece);
   };

@@ -67,10 +67,17 @@ function tree(view) {
     return el("li", { class: "ice" }, frozenNode(view, place, continuations),
       el("ul", {}, [place, ...continuations].map((other) => el("li", {}, leaf(view, other)))));
   });
-  const root = el("div", { class: "node root", def: "prompt" }, el("span", { class: "line" }, el("b", { text: "prompt" })),
+  const root = el("button", { type: "button", class: "node root", def: "prompt", onclick: openPrompt }, el("span", { class: "line" }, el("b", { text: "prompt" })),
     el("span", { class: "sub", def: "siblings", text: plural(siblings(group).length, "try").replace("trys", "tries") }));
   return el("ul", { class: "tree", "aria-label": "Tries of this question", onkeydown: moveInTree },
     el("li", {}, root, el("ul", {}, items, orphans.map((place) => el("li", {}, leaf(view, place))))));
+}
+
+/** The whole prompt, at the end of the pane. */
+function openPrompt(event) {
+  const prompt = event.currentTarget.closest(".pane").querySelector(".prompt");
+  prompt.open = true;
+  prompt.scrollIntoView({ block: "nearest" });
 }
 
 function moveInTree(event) {

@@ -33,9 +33,9 @@ function define(name) {
   return page.definitions[`report/${name}`] ?? page.definitions[name] ?? "";
 }
 
-/** `<b>value</b> name` with its definition as hover. */
+/** `name value` with its definition as hover. */
 function number(name, value, definition) {
-  return el("span", { def: definition }, el("b", { text: value }), ` ${name}`);
+  return el("span", { def: definition }, `${name} `, el("b", { text: value }));
 }
 
 const percentText = (value) => `${(100 * value).toFixed(1)} %`;
