@@ -51,17 +51,19 @@ function valueText(panel, value) {
 }
 
 function describeLines(panel, { steps, lines }, index) {
+  const last = steps.length - 1;
   const parts = lines.map((line) => {
     const at = index ?? line.mean.findLastIndex((value) => value !== null);
+    const earlier = (index ?? null) === null && at < last ? ` at step ${steps[at]}` : "";
     const band = line.numRuns > 1 && line.low[at] !== null
       ? ` (${valueText(panel, line.low[at])} – ${valueText(panel, line.high[at])})` : "";
     const name = panel.keys.length > 1 ? ` ${line.key.split("/").slice(1).join("/").replaceAll("_", " ")}` : "";
     const definition = panel.keys.find((one) => one.key === line.key).def;
     return el("span", { class: `arm-${line.arm}`, title: definition },
       el("span", { class: "swatch" }), `${page.arms[line.arm].label}${name} `,
-      el("b", { text: valueText(panel, line.mean[at]) }), el("span", { class: "muted", def: "band", text: band }));
+      el("b", { text: valueText(panel, line.mean[at]) }), el("span", { class: "muted", def: "band", text: band + earlier }));
   });
-  const step = steps[index ?? steps.length - 1];
+  const step = steps[index ?? last];
   return [el("span", { class: "muted", def: "step", text: `step ${step}` }), ...parts];
 }
 
@@ -75,11 +77,11 @@ function plotOptions(panel, lines, host, isBand) {
     if (!isBand || line.numRuns < 2) continue;
     series.push({ stroke: "transparent", width: 0, points: { show: false } }, { stroke: "transparent", width: 0, points: { show: false } });
     bands.push({
-      series: [series.length - 2, series.length - 1],
+      series: [series.length - 1, series.length - 2], // the upper line first
       fill: () => paint().replace("rgb(", "rgba(").replace(")", ", 0.16)"),
     });
   }
-  const range = { share: () => [0, 1], log: undefined, number: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.06 : 1] };
+  const range = { share: () => [-0.02, 1.02], log: undefined, number: (_, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.06 : 1] };
   return {
     width: 100, height: 200, legend: { show: false }, padding: [8, 8, 0, 0], series, bands,
     cursor: { sync: { key: "steps" }, drag: { x: false, y: false }, y: false, points: { size: 6 } },
@@ -87,7 +89,7 @@ function plotOptions(panel, lines, host, isBand) {
     axes: [
       { ...axis, size: 26, font: "11px system-ui", values: (_, marks) => marks.map((mark) => (Number.isInteger(mark) ? mark : "")) },
       {
-        ...axis, size: 48, font: "11px system-ui",
+        ...axis, size: 48, font: "11px system-ui", ...(panel.scale === "share" ? { splits: () => [0, 0.25, 0.5, 0.75, 1] } : {}),
         values: (_, marks) => marks.map((mark) => (panel.scale === "share" ? `${Math.round(100 * mark)} %`
           : panel.scale === "log" ? (Number.isInteger(Math.log10(mark)) ? mark.toExponential(0) : "") : Number(mark.toPrecision(3)))),
       },
