@@ -55,12 +55,12 @@ function runLabel(index) {
 
 const state = { view: "overview", values: new URLSearchParams() };
 
-const lastOf = {};
+const linkTo = (view) => [...document.querySelectorAll("nav a")].find((link) => link.dataset.view === view);
 
 function readAddress() {
   const [view, query] = location.hash.replace(/^#/, "").split("?");
   state.view = document.getElementById(view)?.classList.contains("view") ? view : "overview";
-  state.values = new URLSearchParams(query ?? lastOf[state.view] ?? "");
+  state.values = new URLSearchParams(query ?? "");
 }
 
 /** Remember values; null forgets one. `isStep`: the browser's back button undoes it. */
@@ -69,9 +69,14 @@ function remember(changes, isStep = false) {
     if (value === null || value === "") state.values.delete(name);
     else state.values.set(name, value);
   }
-  const query = state.values.toString();
-  lastOf[state.view] = query;
-  history[isStep ? "pushState" : "replaceState"](null, "", `#${state.view}?${query}`);
+  history[isStep ? "pushState" : "replaceState"](null, "", `#${state.view}?${state.values}`);
+  keepInLink();
+}
+
+/** The link to a view leads back to what was last seen there. */
+function keepInLink() {
+  const link = linkTo(state.view);
+  if (link) link.href = `#${state.view}?${state.values}`;
 }
 
 const viewListeners = [];
@@ -81,9 +86,10 @@ const onView = (name, show) => viewListeners.push([name, show]);
 function showView() {
   for (const view of document.querySelectorAll(".view")) view.hidden = view.id !== state.view;
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.hash === `#${state.view}`) link.setAttribute("aria-current", "page");
+    if (link.dataset.view === state.view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  keepInLink();
   for (const [name, show] of viewListeners) if (name === state.view) show();
 }
 
