@@ -3,9 +3,9 @@
     python benchmarks/report.py [--steps 200] [--repeats 5] [--keep DIR] [--record FILE]
 
 Makes three runs (two seeds of one method, one of another) of 16 questions x 8 rollouts a step with resampling, pictures
-of 1024 px, crops and some 300 tokens a rollout: 1.3 MB of records a step, 0.8 GB in all, in a temporary folder. Writes
-their report, opens it in headless Chromium (`pip install playwright`, no download of a browser; `--chromium PATH`), and
-prints what was measured beside each target, then one JSON object. About four minutes.
+of 1024 px, crops, some 300 tokens a rollout and two evaluations: 3 MB of records a step, 1.8 GB in all, in a temporary
+folder. Writes their report, opens it in headless Chromium (`pip install playwright`, no download of a browser;
+`--chromium PATH`), and prints what was measured beside each target, then one JSON object. About five minutes.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ METHODS = (("axpo", 0), ("axpo", 1), ("grpo", 0))
 NUM_PROBLEMS = 480
 QUESTIONS_PER_STEP, GROUP_SIZE, NUM_CONTINUATIONS = 16, 8, 4
 CROPS_PER_PROBLEM = 8
+NUM_SAMPLES = 4
 WORDS = ("the", "small", "tag", "on", "left", "of", "picture", "shows", "a", "letter", "that", "I", "look", "closely")
 
 
@@ -174,6 +175,9 @@ def make_runs(folder: Path, num_steps: int) -> None:
                 path = run / "rollouts" / f"train-{step:06d}.jsonl"
                 path.write_text("".join(json.dumps(line) + "\n" for line in lines))
                 metrics.write(json.dumps(step_metrics(step, num_steps, method, rng)) + "\n")
+            for step in (0, num_steps):
+                write_eval(run, step, rng, pictures)
+                metrics.write(json.dumps({"kind": "eval", "step": step, "eval/samples": NUM_SAMPLES}) + "\n")
 
 
 def draw(number: int, stores: Sequence[ContentImageStore]) -> tuple[ImageRef, ...]:
@@ -195,6 +199,16 @@ def draw(number: int, stores: Sequence[ContentImageStore]) -> tuple[ImageRef, ..
             store.persist(ref)
         refs = (*refs, found[0])
     return refs
+
+
+def write_eval(run: Path, step: int, rng: random.Random, pictures: Sequence[tuple[ImageRef, ...]]) -> None:
+    """An evaluation of 200 questions, 4 samples each."""
+    path = run / "rollouts" / f"eval-{step:06d}.jsonl"
+    with path.open("w") as file:
+        for number in range(min(200, len(pictures))):
+            for index in range(NUM_SAMPLES):
+                line = build_record(step, number, index, rng, pictures[number], False, uses_tool=index % 2 == 0)
+                file.write(json.dumps(line | {"phase": "eval", "credit": []}) + "\n")
 
 
 def step_metrics(step: int, num_steps: int, method: str, rng: random.Random) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from axpo.images import FORMATS
@@ -25,6 +26,7 @@ MAX_FILE_BYTES = 64_000_000
 MAX_COPIED_BYTES = 500_000_000
 """Of full pictures that must be copied because the page lies on another file system than the run."""
 
+_Item = TypeVar("_Item")
 _NUM_THREADS = 4
 _BATCH_SIZE = 64
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -66,7 +68,7 @@ class Thumbnails:
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             for batch in _batches(list(self._wanted.items())):
                 is_full = max_bytes is not None and num_bytes >= max_bytes
-                for sha256, found in pool.map(lambda item, look=is_full: _find(*item, only_look=look), batch):
+                for sha256, found in pool.map(partial(_find, only_look=is_full), batch):
                     if found is None:
                         continue
                     is_kept = max_bytes is None or num_bytes + len(found.thumbnail) <= max_bytes
@@ -93,7 +95,7 @@ class Thumbnails:
         return f"{quote(self._folder.name)}/{path.name}"
 
 
-def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
     for start in range(0, len(items), _BATCH_SIZE):
         yield items[start : start + _BATCH_SIZE]
 
@@ -121,8 +123,9 @@ class _Found:
     lost_pixels: bool
 
 
-def _find(sha256: str, run_dirs: Sequence[Path], *, only_look: bool) -> tuple[str, _Found | None]:
-    """The first file with that hash that is a picture."""
+def _find(wanted: tuple[str, Sequence[Path]], *, only_look: bool) -> tuple[str, _Found | None]:
+    """The first file with that hash that is a picture, in the runs that name it."""
+    sha256, run_dirs = wanted
     paths = (path for run_dir in run_dirs for path in _candidates(run_dir, sha256))
     found = (_reduce(path, sha256, only_look=only_look) for path in paths)
     return sha256, next((one for one in found if one is not None), None)
