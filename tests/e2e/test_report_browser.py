@@ -170,6 +170,7 @@ def test_a_tap_shows_the_definition_where_there_is_no_mouse(open_page: Open) -> 
     page = open_page(**PHONE)
     assert page.locator("#tip").is_hidden()
     page.locator(".results td .num").first.tap()
+    assert page.locator("#tip").is_visible()
     assert "one sample is right" in text_of(page, "#tip")
     page.locator("h1").first.tap()
     assert page.locator("#tip").is_hidden()
@@ -351,6 +352,13 @@ def test_a_group_is_a_tree_from_the_prompt_to_the_continuations(
     assert f"{right} of {len(continuations) // len(sources)} right" in first.locator(".node.frozen").inner_text()
     assert page.locator(".node[aria-pressed=true]").inner_text().startswith("✓")
     assert "recovered" in text_of(page, ".pane-head")
+    names = [
+        re.match(r"(try|call) [\d.]+", text)[0] for text in page.locator(".leaf .sub > :first-child").all_inner_texts()
+    ]
+    assert [name for name in names if name.startswith("try")] == [f"try {n}" for n in range(1, len(siblings) + 1)]
+    number = siblings.index(next(r for r in siblings if r.rollout.id == continuations[0].rollout.prefix.source_id)) + 1
+    at = names.index(f"try {number}")
+    assert names[at : at + 5] == [f"try {number}", *(f"call {number}.{k}" for k in range(1, 5))]
 
 
 def test_the_frozen_thought_and_its_continuation_read_as_dialogues(

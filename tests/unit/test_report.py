@@ -507,12 +507,13 @@ def test_pictures_come_from_the_run_only(runs: list[Path], tmp_path: Path) -> No
     (run / "images" / picture.name).symlink_to(secret)
     lie = b"<html><script>alert(1)</script></html>"
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
-    for data in (lie, postscript):
+    pixmap = b"P6 2 2 255 " + bytes(12)  # Pillow reads it, the store of pictures does not
+    for data in (lie, postscript, pixmap):
         (run / "images" / f"{hashlib.sha256(data).hexdigest()}.png").write_bytes(data)
     other = "0" * 64
     (run / "images" / f"{other}.png").write_bytes(picture.read_bytes())
     thumbnails = Thumbnails(folder=tmp_path / "full")
-    names = [picture.stem, other, *(hashlib.sha256(data).hexdigest() for data in (lie, postscript))]
+    names = [picture.stem, other, *(hashlib.sha256(data).hexdigest() for data in (lie, postscript, pixmap))]
     for name in (*names, f"../../{tmp_path.name}/secret".ljust(64, "x"), "A" * 64, "0" * 63 + "/", "*" * 64):
         thumbnails.of_run(run).add(ImageRef(sha256=name, width_px=9, height_px=9))
     assert thumbnails.make(max_bytes=None) == {}

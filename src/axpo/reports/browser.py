@@ -16,7 +16,7 @@ from typing import Any
 
 from axpo.diagnostics.recorder import rollout_files
 from axpo.errors import DataError, RecordError
-from axpo.reports.dialogues import Json, build_prompt, build_rollout, tool_calls
+from axpo.reports.rollout_views import Json, build_prompt, build_rollout, tool_calls
 from axpo.reports.runs import Run
 from axpo.reports.selection import GroupLines, StepFile, choose_files, read_group, scan_groups
 from axpo.reports.thumbnails import Thumbnails

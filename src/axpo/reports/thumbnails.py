@@ -101,7 +101,7 @@ def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
 
 
 class RunPictures:
-    """The `axpo.reports.dialogues.Pictures` of one run."""
+    """The `axpo.reports.rollout_views.Pictures` of one run."""
 
     def __init__(self, thumbnails: Thumbnails, run_dir: Path) -> None:
         self._thumbnails = thumbnails
