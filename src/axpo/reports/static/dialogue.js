@@ -128,17 +128,18 @@ function legend(rollout) {
   }[mode()];
   if (!items) return null;
   const hasTokens = rollout.segs.some((segment) => segment.c);
-  return el("p", { class: "legend", def: mode() }, items,
+  return el("p", { class: "legend", def: mode() }, items, "point at a token",
     hasTokens ? "" : el("span", { class: "badge warn", def: "whole", text: "by segment: this run recorded no lengths of tokens" }));
 }
 
 /** Mouse, touch and arrow keys show what is known of a token. */
 function probe(talk) {
-  const line = el("div", { class: "probe", role: "status", text: "Point at a token, or use the arrow keys." });
+  const line = el("div", { class: "probe", role: "status", hidden: true });
   const tokens = () => [...talk.querySelectorAll(".tok:not(.legend .tok)")];
   const show = (token) => {
     talk.querySelector(".tok.here")?.classList.remove("here");
     token.classList.add("here");
+    line.hidden = false;
     line.textContent = token.title;
   };
   const point = (event) => { const token = event.target.closest?.(".tok"); if (token && !token.closest(".legend")) show(token); };

@@ -1,7 +1,7 @@
 // The rollout browser: filters over the index, the list of groups, one group or two side by side.
 
 const index = once(() => readJson("index"));
-const PAGE_SIZE = 40;
+const PAGE_SIZE = 30;
 const FILTERS = ["run", "kind", "from", "to", "state", "tool", "failure", "reward", "text"];
 
 /** Where the rollouts of each group begin in the columns, and groups in the order they are listed. */
@@ -82,7 +82,7 @@ function buildFilters() {
   const used = failures.filter((_, bit) => rollouts.failures.some((mask) => mask & (1 << bit)));
   const kinds = new Set(parts.map((part) => part.kind));
   const steps = parts.map((part) => part.step);
-  const change = (name) => (event) => { remember({ [name]: event.target.value }); applyFilters(); redrawDetail(); };
+  const change = (name) => (event) => { remember({ [name]: event.target.value }); applyFilters(); redrawSoon(); };
   const select = (name, label, options, className) => el("label", { class: className, def: `filter-${name}` }, label,
     el("select", { name, onchange: change(name) }, options.map(([value, text]) =>
       el("option", { value, text, selected: value === (state.values.get(name) ?? "") }))));
@@ -108,7 +108,15 @@ function clearFilters() {
   remember(Object.fromEntries(FILTERS.map((name) => [name, null])));
   buildFilters();
   applyFilters();
-  redrawDetail();
+  redrawSoon();
+}
+
+let waiting = 0;
+
+/** Draw the detail once choosing pauses: the list comes first. */
+function redrawSoon() {
+  clearTimeout(waiting);
+  waiting = setTimeout(redrawDetail, 120);
 }
 
 // -- the list -----------------------------------------------------------------------------------------------------------
