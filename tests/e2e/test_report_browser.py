@@ -321,7 +321,7 @@ def open_recovered(
 ) -> tuple[Any, list[RolloutRecord]]:
     """The page at the group of `recovered_group`."""
     run, step, problem, members = recovered_group(records)
-    page = open_page("rollouts", **device)
+    page = open_page(**device)
     index = json.loads(page.locator("#data-index").text_content())
     part = next(n for n, p in enumerate(index["parts"]) if (p["run"], p["kind"], p["step"]) == (run, "train", step))
     wanted = next(
@@ -330,7 +330,7 @@ def open_recovered(
         if n == part and index["problems"][p] == problem
     )
     page.goto(f"{page.url.split('#')[0]}#rollouts?group={wanted}")
-    page.wait_for_selector(f"#groups button[data-group='{wanted}'][aria-current], .talk")
+    page.wait_for_selector(".talk")
     return page, members
 
 

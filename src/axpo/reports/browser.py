@@ -24,7 +24,7 @@ from axpo.types import FailureKind, SegmentKind, StopReason
 
 MAX_STEPS = 64
 """Training steps that are shown, unless all are asked for."""
-MAX_BYTES = 7_000_000
+MAX_BYTES = 6_500_000
 """Of all parts together, as they stand in the page."""
 MAX_TOOLS = 24
 """Names in the filter by tool; rarer ones (a model can make up any name) are one entry, `other`."""

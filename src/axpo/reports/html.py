@@ -34,7 +34,7 @@ from axpo.reports.tables import (
 from axpo.reports.thumbnails import Thumbnails
 from axpo.reports.tools import tool_rows
 
-MAX_PAGE_BYTES = 12_000_000
+MAX_PAGE_BYTES = 10_500_000
 """Thumbnails fill what the rollouts leave of it; overview, curves and index come on top, and stay below 15 MB."""
 
 _METHOD_COLORS = {"SFT": ("#6b7280", "#9aa3af"), "GRPO": ("#d55e00", "#ff9a4d"), "AXPO": ("#0072b2", "#56b4e9")}

@@ -20,7 +20,7 @@ function picture(pic, boxes, caption, className = "") {
   const [thumbnail, full] = pictureTable()[pic.p] ?? ["", ""];
   const source = thumbnail || full;
   const absent = () => el("span", { class: "picture absent", text: full ? `picture left out of the page: ${full}` : "picture not recorded" });
-  const frame = source ? el("span", { class: "picture" }, el("img", { src: source, alt: caption, width: pic.w, height: pic.h, loading: "lazy" })) : absent();
+  const frame = source ? el("span", { class: "picture" }, el("img", { src: source, alt: caption, width: pic.w, height: pic.h, loading: thumbnail ? null : "lazy" })) : absent();
   if (source && !thumbnail) frame.firstChild.onerror = () => frame.replaceWith(absent());
   if (source && boxes.length) {
     const drawing = svg("svg", { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", "aria-hidden": "true" });
