@@ -163,7 +163,7 @@ def _add_columns(
                 len(columns.groups) - 1,
                 rollout["reward"],
                 _rollout_flags(rollout),
-                tuple(dict.fromkeys(name[:80] for name, _ in calls)),
+                tuple(dict.fromkeys(name for name, _ in calls)),
                 failures,
             )
         )

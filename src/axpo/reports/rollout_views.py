@@ -160,7 +160,7 @@ def _build_results(
     built: list[Json] = []
     for result in results:
         text = result.failure.message if result.failure else "".join(block.text or "" for block in result.content)
-        view: Json = {"tool": _clip(result.call.name, 80), "secs": round(_finite(result.wall_time_s), 4)}
+        view: Json = {"tool": _tool_name(result.call.name), "secs": round(_finite(result.wall_time_s), 4)}
         view |= _clipped_result(text)
         if result.failure is not None:
             view["fail"] = result.failure.kind.value
@@ -218,7 +218,12 @@ def tool_calls(record: Json) -> Iterator[tuple[str, str | None]]:
     """(tool, kind of failure) of each answered call of a record."""
     for value in record["rollout"]["tool_results"]:
         failure = value.get("failure")
-        yield str(value["call"]["name"]), None if failure is None else str(failure["kind"])
+        yield _tool_name(str(value["call"]["name"])), None if failure is None else str(failure["kind"])
+
+
+def _tool_name(name: str) -> str:
+    """A model can write any name, or none in a call that does not parse."""
+    return _clip(name, 80) or "(unnamed)"
 
 
 def _prompt_length(rollout: Json) -> int:

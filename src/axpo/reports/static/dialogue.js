@@ -169,7 +169,9 @@ function callText(segment) {
   return [el("pre", { text: [call.name, ...rows].join("\n") })];
 }
 
+/** What came back; in colours its text stands among the tokens already. */
 function resultBlock(rollout, group, segment) {
+  const isRepeated = mode() !== "text" && segment.n > 0;
   return segment.r.map((index) => {
     const result = rollout.results[index];
     const facts = [
@@ -183,7 +185,7 @@ function resultBlock(rollout, group, segment) {
       result.zoom ? el("span", { class: `badge ${result.zoom.good ? "good" : "bad"}`, def: "zoom", text: result.zoom.good ? "box shows it" : "box misses it" }) : null,
     ];
     return el("div", { class: `result${result.fail ? " failed" : ""}` }, el("div", { class: "who" }, facts),
-      result.text ? el("pre", { text: result.text + leftOut(result.more) }) : null, resultPictures(result, group));
+      result.text && !isRepeated ? el("pre", { text: result.text + leftOut(result.more) }) : null, resultPictures(result, group));
   });
 }
 
