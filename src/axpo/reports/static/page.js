@@ -93,7 +93,12 @@ function showView() {
   for (const [name, show] of viewListeners) if (name === state.view) show();
 }
 
-addEventListener("hashchange", () => { readAddress(); showView(); });
+addEventListener("hashchange", () => {
+  const before = state.view;
+  readAddress();
+  showView();
+  if (state.view !== before) scrollTo(0, 0);
+});
 
 // -- hovers: the browser's own for a mouse, a bubble for touch and keyboard ---------------------------------------------
 
