@@ -410,6 +410,18 @@ def test_what_does_not_fit_is_left_out_and_said(runs: list[Path]) -> None:
     assert all(set.intersection(*problems) for problems in by_step.values())  # every step can be compared
 
 
+def test_a_page_with_all_rollouts_leaves_nothing_out(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.reports.html.MAX_STEPS", 2)
+    monkeypatch.setattr("axpo.reports.html.MAX_BYTES", 0)
+    write_report(runs[:1], tmp_path / "some.html")
+    write_report(runs[:1], tmp_path / "all.html", rollouts="all")
+    some, everything = (Page((tmp_path / f"{name}.html").read_text()) for name in ("some", "all"))
+    assert "Showing 2 of 8 training steps and 4 of 16 groups of them" in some.text
+    assert "Showing 8 training steps, all 40 groups of them." in everything.text
+
+
 def test_the_same_steps_of_all_runs_come_together(runs: list[Path]) -> None:
     files = choose_files([load_run(run) for run in runs], max_steps=4)
     assert [(file.kind, file.step) for file in files[::4]] == [

@@ -86,7 +86,7 @@ def build_page(
         style=style,
         scripts=(plots, script),
         data={
-            "page": _as_json(_page_data(arms, browser.cut)),
+            "page": _as_json(_page_data(arms)),
             "curves": _as_json(build_curves(arms)),
             "index": _as_json(browser.index),
             "pictures": _as_json(pictures),
@@ -155,15 +155,15 @@ def _seconds(value: float | None) -> str:
 # -- the content ------------------------------------------------------------------------------------------------------
 
 
-def _page_data(arms: Sequence[Arm], cut: str) -> dict[str, Any]:
+def _page_data(arms: Sequence[Arm]) -> dict[str, Any]:
     """Methods and runs by index, and the definitions that scripts attach to numbers."""
     runs = [(run, index) for index, arm in enumerate(arms) for run in arm.runs]
     return {
-        "arms": [{"label": arm.label, "method": arm.method, "seeds": arm.seeds} for arm in arms],
+        "arms": [{"label": arm.label, "seeds": arm.seeds} for arm in arms],
         "runs": [{"name": run.name, "seed": run.seed, "arm": index} for run, index in runs],
-        "definitions": {key: text for key, text in load_definitions().items() if key.startswith("report/")}
-        | {key: text for key, text in load_definitions().items() if key.startswith("tools/failures/")},
-        "cut": cut,
+        "definitions": {
+            key: text for key, text in load_definitions().items() if key.startswith(("report/", "tools/failures/"))
+        },
     }
 
 
