@@ -97,7 +97,7 @@ addEventListener("hashchange", () => {
   const before = state.view;
   readAddress();
   showView();
-  if (state.view !== before) scrollTo(0, 0);
+  if (state.view !== before) scrollTo({ top: 0, behavior: "instant" });
 });
 
 // -- hovers: the browser's own for a mouse, a bubble for touch and keyboard ---------------------------------------------

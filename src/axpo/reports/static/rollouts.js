@@ -271,7 +271,7 @@ function openGroup(group) {
   const wasReading = document.querySelector(".browser").classList.contains("reading");
   remember({ group: String(group), try: null, with: null, otherTry: null }, !wasReading);
   redrawDetail();
-  if (!wasReading || isNarrow.matches) scrollTo({ top: 0 });
+  if (!wasReading || isNarrow.matches) scrollTo({ top: 0, behavior: "instant" });
 }
 
 function step(by) {
