@@ -59,8 +59,8 @@ class ChatServer:
         self._store = store
         self._context_tokens = context_tokens
         self._storing = threading.Lock()
-        self._loop = asyncio.new_event_loop()
         self._http = _Listener((host, port), _handler(self))
+        self._loop = asyncio.new_event_loop()
         self._threads = [
             threading.Thread(target=self._loop.run_forever, name="axpo-serve-loop", daemon=True),
             threading.Thread(target=self._http.serve_forever, args=(0.1,), name="axpo-serve-http", daemon=True),
