@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import tempfile
 import threading
 from collections.abc import Coroutine, Generator
@@ -167,14 +168,17 @@ def serve_checkpoint(config: Config, *, name: str, host: str, port: int) -> None
 
 
 def serve_until_interrupted(server: ChatServer) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C or SIGTERM. Call it in the main thread."""
+    stop = threading.Event()
+    # set, not left to the default: a process that a shell started in the background would ignore Ctrl-C
+    known = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     server.start()
     try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        _log.info("interrupted")
+        stop.wait()
     finally:
         server.close()
+        for number, handler in known.items():
+            signal.signal(number, handler)
 
 
 async def _cancel_all() -> None:
