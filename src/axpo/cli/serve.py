@@ -170,8 +170,12 @@ def serve_checkpoint(config: Config, *, name: str, host: str, port: int) -> None
 def serve_until_interrupted(server: ChatServer) -> None:
     """Serve until Ctrl-C or SIGTERM. Call it in the main thread."""
     stop = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        stop.set()
+
     # set, not left to the default: a process that a shell started in the background would ignore Ctrl-C
-    known = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    known = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     server.start()
     try:
         stop.wait()
