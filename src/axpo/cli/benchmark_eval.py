@@ -30,12 +30,12 @@ from axpo.cli.benchmark_config import PROTOCOLS, BenchmarkConfig
 from axpo.cli.benchmark_results import write_results
 from axpo.cli.build import MINI
 from axpo.cli.console import RunConsole
-from axpo.cli.folders import check_unchanged, hold_folder
+from axpo.cli.folders import check_not_taken, check_unchanged, hold_folder
 from axpo.cli.overrides import lay_over
 from axpo.cli.samplers import open_judge_model, open_sampler
 from axpo.diagnostics.recorder import RunRecorder
 from axpo.dialogue import Transcript, Verdict
-from axpo.errors import ConfigError
+from axpo.errors import ConfigError, DataError
 from axpo.evaluation.folder import Manifest, read_manifest, write_manifest, write_problems, write_verdicts
 from axpo.evaluation.log import RolloutLog, drop_lost, read_log
 from axpo.evaluation.sampling import Effort, sample_missing
@@ -83,7 +83,7 @@ def read_request(arguments: argparse.Namespace) -> Request:
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit: expected at least one question, got {arguments.limit}.")
     config = _read_config(arguments)
-    label = arguments.label or re.sub(r".*/(?=[^/])", "", config.model.path.rstrip("/"))
+    label = arguments.label or _name_of(config.model.path)
     return Request(
         benchmarks=benchmarks,
         sources=_read_sources(arguments.data, benchmarks),
@@ -95,6 +95,16 @@ def read_request(arguments: argparse.Namespace) -> Request:
         config=config,
         retries_lost=arguments.retry_lost,
     )
+
+
+def _name_of(model: str) -> str:
+    """The last part of a path or a hub id; of a run's checkpoint the run's.
+
+    >>> _name_of("Qwen/Qwen3-VL-2B-Thinking"), _name_of("/runs/mine/checkpoints/step-000060/model")
+    ('Qwen3-VL-2B-Thinking', 'mine')
+    """
+    in_run = re.search(r"([^/]+)/checkpoints/step-\d+(/model)?/*$", model)
+    return in_run[1] if in_run else re.sub(r".*/(?=[^/])", "", model.rstrip("/"))
 
 
 def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
@@ -149,11 +159,15 @@ def _read_sources(words: Sequence[str], benchmarks: Sequence[Benchmark]) -> dict
 def run_benchmarks(request: Request, *, console: RunConsole) -> None:
     """Sample what is missing, judge everything, write the results. Raises what a user has to mend before any of it."""
     known = read_manifest(request.folder)
-    if known is not None:
+    if known is None:
+        check_not_taken(request.folder)
+    else:
         _check_same(known, request)
     store = ContentImageStore(request.folder / "images")
     commits, problems = _load_problems(request, store)
     with hold_folder(request.folder):
+        for name in problems:
+            _check_asked(request.folder / "rollouts" / f"{name}.jsonl", problems[name])
         manifest = _manifest(request, commits, known)
         write_manifest(request.folder, manifest)
         write_atomically(request.folder / "config.toml", [format_toml(request.config)])
@@ -329,3 +343,19 @@ def _check_same(known: Manifest, request: Request) -> None:
                 "that, or choose another folder with --out."
             )
     check_unchanged(request.folder, request.config)
+
+
+def _check_asked(log: Path, problems: Sequence[Problem]) -> None:
+    """Raise `DataError` when a recorded dialogue began with another question than the one that has its id now.
+
+    Answers may change: they are judged anew. Questions that are gone are not counted, new ones are sampled.
+    """
+    by_id = {problem.id: problem for problem in problems}
+    for rollout in read_log(log):
+        problem = by_id.get(rollout.problem_id)
+        if problem is not None and rollout.transcript is not None and rollout.transcript.prompt != problem.messages:
+            raise DataError(
+                f"{log}: the dialogues with question {problem.id} began with other words or pictures than the data have "
+                "under this id now. Put the question back, give the new one an id of its own, or choose another folder "
+                "with --out."
+            )
