@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,7 @@ def run_benchmarks(request: Request, *, console: RunConsole) -> None:
         for benchmark in request.benchmarks:
             write_problems(request.folder, benchmark.name, problems[benchmark.name])
         asyncio.run(_sample_and_judge(request, problems, store, console))
-        write_results(request.folder, judge=request.config.judge.model or "", console=console)
+        write_results(request.folder, console=console)
 
 
 def _load_problems(
@@ -201,6 +202,14 @@ def _with_system(problem: Problem, prompt: str | None) -> Problem:
 
 
 async def _sample_and_judge(
+    request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
+) -> None:
+    async with _open_judge(request, store) as judge:  # first: what is wrong with it shows before anything is sampled
+        await _sample(request, problems, store, console)
+        await _judge(request, problems, judge, console)
+
+
+async def _sample(
     request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
 ) -> None:
     config, folder = request.config, request.folder
@@ -234,7 +243,6 @@ async def _sample_and_judge(
     finally:
         for log in logs.values():
             log.close()
-    await _judge(request, problems, store, console)
 
 
 def _open_log(request: Request, benchmark: Benchmark) -> RolloutLog:
@@ -250,38 +258,43 @@ def _persist(transcript: Transcript, store: ContentImageStore) -> None:
             store.persist(block.image)
 
 
-async def _judge(
-    request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
-) -> None:
-    judge_config = request.config.judge
-    judge = model = None
-    if judge_config.url is not None and judge_config.model is not None:
-        model = open_judge_model(judge_config.url, judge_config.model, judge_config, store=store)
-        judge = Judge(
-            model,
-            model_name=judge_config.model,
-            cache_path=request.folder / "judge.jsonl",
-            max_concurrent=judge_config.max_concurrent,
-        )
+@contextlib.asynccontextmanager
+async def _open_judge(request: Request, store: ContentImageStore) -> AsyncGenerator[Judge | None]:
+    """The judge that the configuration names; None without. Raises `ConfigError`."""
+    config = request.config.judge
+    if config.url is None or config.model is None:
+        yield None
+        return
+    model = open_judge_model(config.url, config.model, config, store=store)
     try:
-        for benchmark in request.benchmarks:
-            wanted = {
-                (problem.id, i) for problem in problems[benchmark.name] for i in range(request.config.eval.num_samples)
-            }
-            log = read_log(request.folder / "rollouts" / f"{benchmark.name}.jsonl")
-            rollouts = [rollout for rollout in log if (rollout.problem_id, rollout.sample) in wanted]
-            console.start_rollouts(f"judging {benchmark.title}", len(rollouts))
-            judged = await judge_all(
-                problems[benchmark.name],
-                rollouts,
-                score=(request.is_official and benchmark.score_official) or benchmark.score,
-                ask_judge=_ask(judge, benchmark),
-                on_done=console.on_rollout,
-            )
-            write_verdicts(request.folder, benchmark.name, judged)
+        yield Judge(
+            model,
+            model_name=config.model,
+            cache_path=request.folder / "judge.jsonl",
+            max_concurrent=config.max_concurrent,
+        )
     finally:
-        if model is not None:
-            await model.close()
+        await model.close()
+
+
+async def _judge(
+    request: Request, problems: Mapping[str, tuple[Problem, ...]], judge: Judge | None, console: RunConsole
+) -> None:
+    for benchmark in request.benchmarks:
+        wanted = {
+            (problem.id, i) for problem in problems[benchmark.name] for i in range(request.config.eval.num_samples)
+        }
+        log = read_log(request.folder / "rollouts" / f"{benchmark.name}.jsonl")
+        rollouts = [rollout for rollout in log if (rollout.problem_id, rollout.sample) in wanted]
+        console.start_rollouts(f"judging {benchmark.title}", len(rollouts))
+        judged = await judge_all(
+            problems[benchmark.name],
+            rollouts,
+            score=(request.is_official and benchmark.score_official) or benchmark.score,
+            ask_judge=_ask(judge, benchmark),
+            on_done=console.on_rollout,
+        )
+        write_verdicts(request.folder, benchmark.name, judged)
 
 
 def _ask(judge: Judge | None, benchmark: Benchmark) -> AskJudge | None:
@@ -330,6 +343,8 @@ def _info(request: Request, benchmark: Benchmark) -> BenchmarkInfo:
         needs_tool=benchmark.needs_tool,
         preset=request.preset,
         expected_size=None if request.limit else benchmark.sizes.get(request.preset),
+        is_official=request.is_official and benchmark.score_official is not None,
+        judge=request.config.judge.model or "",
     )
 
 
