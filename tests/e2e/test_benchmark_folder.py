@@ -48,7 +48,9 @@ def test_dialogues_do_not_answer_a_question_that_was_rewritten(
     with chat_stub() as stub:
         write_questions(data, ("a", "one?", "1"), ("b", "two?", "2"))
         assert main(words(stub.url, out, benchmarks=str(data))) == 0
-        write_questions(data, ("a", "one?", "3"), ("c", "three?", "3"))  # an answer may be mended, questions come and go
+        write_questions(
+            data, ("a", "one?", "3"), ("c", "three?", "3")
+        )  # an answer may be mended, questions come and go
         assert main(words(stub.url, out, benchmarks=str(data))) == 0
         num_asked = len(stub.answered)
         write_questions(data, ("a", "another?", "1"), ("c", "three?", "3"))

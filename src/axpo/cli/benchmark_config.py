@@ -27,8 +27,27 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "max_tool_turns": 5,
         "max_response_tokens": 40960,
     },
+    "mini": {
+        "num_samples": 4,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "presence_penalty": 0.0,
+        "max_tool_turns": 3,
+        "max_response_tokens": 272,
+    },
 }
-"""Values of `[eval]`: `axpo` as the paper evaluates, `qwen` as the cards of Qwen3-VL-Thinking advise for pictures."""
+"""Values of `[eval]`: `axpo` as the paper evaluates, `qwen` as the cards of Qwen3-VL-Thinking advise for pictures,
+`mini` as the checkpoint that ships was trained: under the paper's presence penalty it cannot end a turn.
+"""
+MINI_TOOLS: dict[str, Any] = {
+    "tools": ["image_zoom_in", "python", "search"],
+    "tool_options": {
+        "image_zoom_in": {"min_pixels": 9216, "max_pixels": 9216},
+        "search": {"index": "mini:corpus"},
+    },
+}
+"""The tools that the checkpoint that ships knows (`recipes/mini_cpu/mixed.toml`)."""
 
 
 class EndpointConfig(Table):

@@ -27,7 +27,7 @@ from axpo.benchmarks.benchmark import Benchmark, Preset, folder_of
 from axpo.benchmarks.hub import resolve
 from axpo.benchmarks.judge import Judge
 from axpo.benchmarks.registry import find_benchmark
-from axpo.cli.benchmark_config import PROTOCOLS, BenchmarkConfig
+from axpo.cli.benchmark_config import MINI_TOOLS, PROTOCOLS, BenchmarkConfig
 from axpo.cli.benchmark_results import write_results
 from axpo.cli.build import MINI
 from axpo.cli.console import RunConsole
@@ -111,7 +111,9 @@ def _name_of(model: str) -> str:
 def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     """A protocol named on the command line beats the file; single options beat both."""
     defaults: dict[str, dict[str, Any]] = {}
-    if arguments.config is None:
+    if arguments.config is None and is_mini(arguments.model):
+        defaults = {"eval": PROTOCOLS["mini"], "data": MINI_TOOLS}
+    elif arguments.config is None:
         defaults = {"eval": PROTOCOLS["axpo"], "data": {"tools": DEFAULT_TOOLS}}
     given = {} if arguments.protocol is None else PROTOCOLS[arguments.protocol]
     overrides = {f"eval.{name}": str(value) for name, value in given.items()}
@@ -128,9 +130,14 @@ def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     return lay_over(arguments.config, overrides, kind=BenchmarkConfig, defaults=defaults)
 
 
+def is_mini(name: str | None) -> bool:
+    """True for the checkpoints that ship with the package."""
+    return name is not None and (name == MINI or name.startswith(f"{MINI}:"))
+
+
 def model_path(name: str) -> str:
     """The model folder of a run or a checkpoint; hub ids and `mini` as they are. Raises `CheckpointError`."""
-    is_folder = not name.startswith(MINI) and Path(name).is_dir()
+    is_folder = not is_mini(name) and Path(name).is_dir()
     return str(find_model(Path(name)).resolve()) if is_folder else name
 
 
@@ -368,7 +375,8 @@ def _check_asked(log: Path, problems: Sequence[Problem]) -> None:
     by_id = {problem.id: problem for problem in problems}
     for rollout in read_log(log):
         problem = by_id.get(rollout.problem_id)
-        if problem is not None and rollout.transcript is not None and rollout.transcript.prompt != problem.messages:
+        transcript = rollout.transcript
+        if problem is not None and transcript is not None and transcript.prompt != problem.messages:
             raise DataError(
                 f"{log}: the dialogues with question {problem.id} began with other words or pictures than the data have "
                 "under this id now. Put the question back, give the new one an id of its own, or choose another folder "

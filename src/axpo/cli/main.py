@@ -116,7 +116,11 @@ def _add_eval(command: argparse.ArgumentParser) -> None:
     of.add_argument("--model", metavar="MODEL", help="a folder, a run, a hub id, or what the endpoint calls it")
     of.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible service, as http://127.0.0.1:8000/v1")
     of.add_argument("--preset", choices=("axpo", "full"), default="axpo", help="the paper's subsets, or everything")
-    of.add_argument("--protocol", choices=("axpo", "qwen"), help="sampling and limits; default: CONFIG's, else axpo")
+    of.add_argument(
+        "--protocol",
+        choices=("axpo", "qwen", "mini"),
+        help="sampling and limits; default: CONFIG's, else axpo, or mini for the model that ships",
+    )
     of.add_argument("--limit", type=int, metavar="N", help="questions a benchmark, evenly spaced")
     of.add_argument("--no-tools", action="store_true", help="offer none")
     of.add_argument("--official", action="store_true", help="judge by the benchmarks' own rules")
