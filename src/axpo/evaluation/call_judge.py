@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from axpo.errors import EngineFault
+from axpo.errors import EngineFault, QuotaError
 from axpo.protocols import ChatModel, ChatRequest
 from axpo.types import Content, Message, SamplingParams
 
@@ -53,8 +53,8 @@ class CallJudge:
     async def join(self, question: str, examples: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Positions of examples that mean the same, in the order of their first.
 
-        Pairs are asked in order; an example that was joined is not asked about again. Raises
-        `axpo.errors.QuotaError` and `axpo.errors.ConfigError` as the model does.
+        Each example is held against the first of every group until one takes it. Raises `axpo.errors.ConfigError` as
+        the model does.
         """
         groups: list[list[int]] = []
         for position, example in enumerate(examples):
@@ -80,7 +80,7 @@ class CallJudge:
         try:
             async with self._slots:
                 reply = await self._model.reply(request)
-        except EngineFault:
+        except (EngineFault, QuotaError):
             self.counts.failed += 1
             return False
         word = reply.message.text.strip() if reply.finish_reason == "stop" else ""

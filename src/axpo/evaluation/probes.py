@@ -215,9 +215,7 @@ async def judge_outcomes(
         sizes += [cluster.num_calls for cluster in outcome.clusters if cluster.is_malformed]
         return replace(outcome, judged_sizes=tuple(sorted(sizes, reverse=True)))
 
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(one(outcome)) for outcome in outcomes]
-    return tuple(task.result() for task in running)
+    return tuple(await asyncio.gather(*map(one, outcomes)))
 
 
 def _call_cluster(members: Sequence[tuple[ToolCall, Rollout]]) -> CallCluster:
