@@ -16,6 +16,8 @@ from axpo.evaluation.rank_correlation import clustered_spearman
 from axpo.evaluation.statistics import Interval
 
 PASS_AT = (1, 2, 4, 8, 16)
+MALFORMED, UNKNOWN_TOOL = "malformed", "unknown tool"
+"""What stands for the tool of a call that names none that is offered."""
 TERCILES = ("least sure", "middle", "surest")
 
 Addends = tuple[float, float]
@@ -42,7 +44,7 @@ class PrefixOutcome:
     question_cluster: str
     """Prefixes with one label are resampled together."""
     tool: str
-    """That the source called; empty when its call was malformed."""
+    """That the source called, `MALFORMED` or `UNKNOWN_TOOL`."""
     confidence: float
     """Of the source's call, 0..1."""
     num_tokens: int
@@ -152,7 +154,7 @@ class ProbeNumbers:
     diversity: DiversityNumbers
     judged_diversity: DiversityNumbers | None
     by_tool: Mapping[str, DiversityNumbers]
-    """By the tool that the source called; `malformed` where its call was."""
+    """By `PrefixOutcome.tool`."""
     malformed: Rate
     """Calls, of all continuations."""
     recovery: RecoveryNumbers
@@ -177,10 +179,7 @@ def measure(
     return ProbeNumbers(
         diversity=_diversity_numbers(prefixes, _diversity_of),
         judged_diversity=_diversity_numbers(prefixes, _judged_diversity_of) if has_judge else None,
-        by_tool={
-            tool or "malformed": _diversity_numbers([p for p in prefixes if p.tool == tool], _diversity_of)
-            for tool in tools
-        },
+        by_tool={tool: _diversity_numbers([p for p in prefixes if p.tool == tool], _diversity_of) for tool in tools},
         malformed=_rate(prefixes, lambda p: (sum(c.num_calls for c in p.clusters if c.is_malformed), _size(p))),
         recovery=_recovery_numbers(prefixes, fresh, num_continuations),
         terciles=_terciles(prefixes, fresh, num_continuations),

@@ -146,12 +146,14 @@ def _headline(counts: ProbeCounts) -> str:
 
 
 def _diversity_table(numbers: ProbeNumbers) -> Table:
+    from rich.markup import escape
+
     rows = [("all", numbers.diversity)]
     rows += [(tool, of) for tool, of in numbers.by_tool.items() if len(numbers.by_tool) > 1]
     rows += [("all, joined by the judge", numbers.judged_diversity)] if numbers.judged_diversity else []
     table = _table("The call after a failed prefix (D3)", "prefixes", "kinds", "one kind only", "largest", "entropy")
     for name, of in rows:
-        table.add_row(name, f"{of.num_prefixes:,}", *_diversity_cells(of))
+        table.add_row(escape(name), f"{of.num_prefixes:,}", *_diversity_cells(of))
     return table
 
 

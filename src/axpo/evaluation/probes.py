@@ -20,7 +20,7 @@ from axpo.algo.prefixes import thinking_prefixes
 from axpo.diagnostics.call_clusters import argument_defaults, cluster_calls
 from axpo.errors import DataError
 from axpo.evaluation.call_judge import CallJudge
-from axpo.evaluation.probe_numbers import CallCluster, FreshOutcome, PrefixOutcome
+from axpo.evaluation.probe_numbers import MALFORMED, UNKNOWN_TOOL, CallCluster, FreshOutcome, PrefixOutcome
 from axpo.rollout.calls import read_call
 from axpo.rollout.collect import OnRollout, OnTotal, SampledGroups, StepRollouts, collect_step, sample_groups
 from axpo.rollout.loop import RolloutSetup
@@ -38,7 +38,7 @@ from axpo.types import (
 
 STEP = 0
 """Of the records: training counts from 1."""
-MAX_EXAMPLE_CHARS = 400
+MAX_EXAMPLE_CHARS = 1000
 
 
 def sample_prefixes(
@@ -152,18 +152,20 @@ def prefix_outcomes(
 ) -> tuple[PrefixOutcome, ...]:
     """Each prefix with the clusters of its continuations' first calls."""
     by_id = {problem.id: problem for problem in problems}
-    defaults = argument_defaults(tool.spec for tool in setup.executor.tools.values())
+    tools = setup.executor.tools
+    defaults = argument_defaults(tool.spec for tool in tools.values())
     decode = setup.renderer.decode
     outcomes: list[PrefixOutcome] = []
     for group in continuations:
         prefix, problem = group.prefix, by_id[group.prefix.source.problem_id]
+        failed = call_at(prefix.source, prefix.num_tokens, decode)
         calls = [call_at(rollout, prefix.num_tokens, decode) for rollout in group.rollouts]
         outcomes.append(
             PrefixOutcome(
                 source_id=prefix.source.id,
                 problem_id=problem.id,
                 question_cluster=str(problem.metadata.get("cluster", problem.id)),
-                tool=call_at(prefix.source, prefix.num_tokens, decode).name,
+                tool=failed.name if failed.name in tools else MALFORMED if failed.parse_error else UNKNOWN_TOOL,
                 confidence=prefix.confidence,
                 num_tokens=prefix.num_tokens,
                 num_lost=num_continuations - len(group.rollouts),
