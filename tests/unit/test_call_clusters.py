@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from axpo.diagnostics.call_clusters import (
+    MAX_VALUES,
     argument_defaults,
     box_iou,
     cluster_calls,
@@ -84,6 +85,21 @@ def test_a_hand_made_set_falls_into_the_expected_clusters() -> None:
 def test_two_calls_are_alike_when_tool_and_arguments_are(first: ToolCall, second: ToolCall, expected: bool) -> None:
     assert is_alike(first, second) is expected
     assert is_alike(second, first) is expected
+
+
+def test_a_call_between_two_clusters_joins_them_wherever_it_stands() -> None:
+    left, bridge, right = zoom(0, 0, 100, 100), zoom(30, 0, 130, 100), zoom(60, 0, 160, 100)
+    assert cluster_calls([left, right]) == ((0,), (1,))
+    assert cluster_calls([left, right, bridge]) == cluster_calls([bridge, left, right]) == ((0, 1, 2),)
+
+
+def test_only_the_first_values_count_and_which_they_are_is_not_up_to_the_order() -> None:
+    names = [f"{number:04}" for number in range(2 * MAX_VALUES)]
+    first, second = ({name: name in chosen for name in names} for chosen in (names[:9], names[:9] + names[-9:]))
+    backwards = dict(reversed(first.items()))
+    assert is_alike(call("f", **first), call("f", **backwards))
+    assert is_alike(call("f", **first), call("f", **second))
+    assert not is_alike(call("f", **first), call("f", **{**first, names[10]: True}))
 
 
 def test_an_argument_that_is_left_out_has_the_default_of_the_schema() -> None:

@@ -177,10 +177,13 @@ def test_a_continuation_that_was_lost_is_counted_and_is_neither_right_nor_wrong(
     assert (first.num_lost, first.num_continuations, first.num_correct) == (1, 3, 2)
 
 
-def test_a_call_that_was_cut_off_is_malformed(world: World) -> None:
-    turns = script()
-    body = echo("x" * 4000)
-    turns["step-0/q0/0+0"] = CALL.format(body)
+@pytest.mark.parametrize(
+    "turn",
+    [CALL.format(echo("x" * 4000)), CALL.replace("\n</tool_call>", "").format(echo("gold bar"))],
+    ids=["by the token limit", "by its turn's end"],
+)
+def test_a_call_that_was_never_closed_is_malformed(world: World, turn: str) -> None:
+    turns = script() | {"step-0/q0/0+0": turn}
     setup = world.setup(turns)
     outcomes = prefix_outcomes(sample(setup).continuations, PROBLEMS, setup=setup, num_continuations=4)
     first = next(outcome for outcome in outcomes if outcome.problem_id == "q0")
