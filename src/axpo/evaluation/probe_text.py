@@ -159,7 +159,7 @@ def _diversity_table(numbers: ProbeNumbers) -> Table:
 
 def _diversity_cells(of: DiversityNumbers) -> tuple[str, str, str, str]:
     return (
-        _with_range(of.clusters, share=False),
+        _with_range(of.clusters, share=False, digits=1),
         _with_range(of.single_cluster),
         _with_range(of.largest_share),
         _with_range(of.entropy, share=False),
@@ -183,15 +183,14 @@ def _recovery_table(recovery: RecoveryNumbers, counts: ProbeCounts) -> Table:
 
 
 def _tercile_table(numbers: ProbeNumbers, counts: ProbeCounts) -> Table:
-    titles = ("prefixes", "confidence", "kinds", "entropy", f"continued, Pass@{counts.num_continuations}", "fresh")
-    table = _table("By confidence of the failed call", *titles)
+    title = f"By confidence of the failed call (Pass@{counts.num_continuations}; fresh: with a tool)"
+    table = _table(title, "confidence", "kinds", "entropy", "continued", "fresh")
     for third in numbers.terciles:
         last = third.recovery.pass_at[-1]
         table.add_row(
-            third.name,
-            f"{third.recovery.num_prefixes:,}",
+            f"{third.name} ({third.recovery.num_prefixes:,})",
             f"{third.min_confidence:.2f} to {third.max_confidence:.2f}",
-            _with_range(third.diversity.clusters, share=False),
+            _with_range(third.diversity.clusters, share=False, digits=1),
             _with_range(third.diversity.entropy, share=False),
             _with_range(last.continued),
             _with_range(last.fresh_tool),
@@ -220,8 +219,8 @@ def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(title)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")
     return table
@@ -230,14 +229,14 @@ def _table(title: str, *columns: str) -> Table:
 # -- cells ------------------------------------------------------------------------------------------------------------
 
 
-def _with_range(rate: Rate, *, share: bool = True, sign: str = "") -> str:
+def _with_range(rate: Rate, *, share: bool = True, sign: str = "", digits: int = 2) -> str:
     if rate.estimate is None:
         return "-"
-    scale, spec = (100.0, f"{sign}.1f") if share else (1.0, f"{sign}.2f")
+    scale, spec = (100.0, f"{sign}.1f") if share else (1.0, f"{sign}.{digits}f")
     text = format(scale * rate.estimate, spec) + (" %" if share else "")
     if rate.low is None or rate.high is None:
         return text
-    bound = f"{sign}.0f" if share else f"{sign}.2f"
+    bound = f"{sign}.0f" if share else spec
     return f"{text} \\[{format(scale * rate.low, bound)}, {format(scale * rate.high, bound)}]"
 
 
