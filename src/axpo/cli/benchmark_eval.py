@@ -378,7 +378,7 @@ def _check_asked(log: Path, problems: Sequence[Problem]) -> None:
         transcript = rollout.transcript
         if problem is not None and transcript is not None and transcript.prompt != problem.messages:
             raise DataError(
-                f"{log}: the dialogues with question {problem.id} began with other words or pictures than the data have "
-                "under this id now. Put the question back, give the new one an id of its own, or choose another folder "
-                "with --out."
+                f"{log}: the dialogues with question {problem.id} began with other words or pictures than the data "
+                "have under this id now. Put the question back, give the new one an id of its own, or choose another "
+                "folder with --out."
             )

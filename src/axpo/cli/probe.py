@@ -54,6 +54,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-prefixes", type=int, default=MAX_PREFIXES, metavar="M", help=f"over all; default {MAX_PREFIXES}"
     )
     of.add_argument("--out", type=Path, metavar="DIR", help="where to record; default: run.output_dir with -probe")
+    of.add_argument("--judge-url", metavar="URL", help="an endpoint whose model joins calls that mean the same")
+    of.add_argument("--judge-model", metavar="NAME")
+    of.add_argument("--judge-key-env", metavar="NAME", help="environment variable with its key")
+
+
+def open_judge(url: str | None, model: str | None, key_env: str | None) -> ChatModel | None:
+    """The model that joins calls which mean the same; None without. Raises `ConfigError`."""
+    if url is None and model is None:
+        return None
+    if url is None or model is None:
+        raise ConfigError("axpo diagnose: --judge-url and --judge-model belong together: give both.")
+    from axpo.engines.http import HttpChatModel
+    from axpo.images import ContentImageStore
+    from axpo.rollout.calls import read_call
+
+    return HttpChatModel(url, model, store=ContentImageStore(), read_call=read_call, api_key_env=key_env)
 
 
 def run_probe(

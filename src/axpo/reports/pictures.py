@@ -8,6 +8,8 @@ import re
 import warnings
 from pathlib import Path
 
+from axpo.images import to_rgb
+
 MAX_SIDE_PX = 480
 MAX_PICTURES = 150
 """Later pictures are left out: the page stays below a few megabytes."""
