@@ -16,6 +16,7 @@ from axpo.cli.folders import check_folder, has_files, hold_folder
 from axpo.cli.names import build_reward
 from axpo.cli.rows import check_conversations, check_questions, context_length
 from axpo.cli.tools import build_executor, check_tools
+from axpo.diagnostics.health import HealthMonitor
 from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
 from axpo.engines.hf import HfEngine
 from axpo.errors import ConfigError, DataError
@@ -86,7 +87,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
             observer=console,
             checkpoints=folder / "checkpoints",
             state=state,
-            history=[record for record in read_metrics(folder) if record["kind"] == "train"],
+            health=HealthMonitor(read_metrics(folder)),
         )
 
 
@@ -222,7 +223,12 @@ def build_rollouts(
     """The source of reinforcement learning."""
     setup = build_rollout_setup(parts, engine)
     return RolloutSource(
-        problems, setup=setup, config=parts.config, on_rollout=console.on_rollout, on_total=console.on_total
+        problems,
+        setup=setup,
+        config=parts.config,
+        seen_px=parts.preprocessor.num_pixels,
+        on_rollout=console.on_rollout,
+        on_total=console.on_total,
     )
 
 
