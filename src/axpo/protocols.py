@@ -1,4 +1,6 @@
-"""The seams: what an engine, a tool, a reward, a renderer, a tracker must offer. Pass any object that fits; inherit nothing.
+"""The seams: what an engine, a tool, a reward, a renderer, a tracker must offer.
+
+Pass any object that fits; inherit nothing.
 
 Each seam ships with a public fake: `axpo.engines.scripted.ScriptedEngine`, `axpo.tools.fakes.EchoTool` and
 `FailingTool`.
@@ -317,7 +319,7 @@ class Tracker(Protocol):
     """
 
     def start(self, run: TrackedRun) -> str | None:
-        """Open the run, or go on with it when `run.known_id` is given. Returns the tracker's own id of it, to be kept."""
+        """Open the run, or go on with it when `run.known_id` is given. Returns the tracker's own id, to be kept."""
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -163,14 +163,21 @@ def test_a_hanging_tracker_neither_slows_a_run_nor_holds_up_its_end(tmp_path: Pa
         tracker.let_go.set()
 
 
-def test_what_waited_for_a_slow_tracker_arrives_and_its_end_too(tmp_path: Path, caplog: Any) -> None:
-    tracker = Hanging()
+def test_what_waited_for_a_slow_tracker_arrives_and_its_end_too(
+    tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, join = Hanging(), threading.Thread.join
+
+    def let_go_and_join(thread: threading.Thread, timeout: float | None = None) -> None:
+        tracker.let_go.set()
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", let_go_and_join)
     with track(tmp_path, slow=tracker) as tracking:
         tracking.on_step(0, {}, [])
         assert tracker.is_in.wait(10)
         for step in range(1, MAX_WAITING + 11):
             tracking.on_step(step, {}, [])
-        threading.Timer(0.1, tracker.let_go.set).start()
     assert len(tracker.calls) == 1 + MAX_WAITING  # one of those that waited made room for the end
     assert tracker.calls[-1] == ("finish", "finished")
     assert "0 calls failed, 11 were left out" in warnings_of(caplog)[-1]

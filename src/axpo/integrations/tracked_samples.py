@@ -56,6 +56,8 @@ def read_samples(folder: Path, step: int) -> Samples:
 
 def _records(path: Path) -> Iterator[RolloutRecord]:
     questions: set[str] = set()
+    if not path.exists():  # every sample was lost to a fault of ours
+        return
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             record = from_json(RolloutRecord, json.loads(line))

@@ -110,8 +110,11 @@ class WandbTracker:
         self._run.log({"step": step, name: table})
 
     def log_images(self, step: int, name: str, images: Sequence[tuple[str, Image]]) -> None:
-        """A panel of pictures."""
-        self._run.log({"step": step, name: [self._wandb.Image(image, caption=caption) for caption, image in images]})
+        """One series a position: a panel of pictures wants them all of one size."""
+        shown = {
+            f"{name}/{index}": self._wandb.Image(image, caption=text) for index, (text, image) in enumerate(images)
+        }
+        self._run.log({"step": step, **shown})
 
     def log_alarm(self, step: int, *, name: str, level: Level, text: str) -> None:
         """An alert, sent on as the user's settings there say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -68,7 +69,7 @@ class Tracking:
             status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
         deadline_s = time.monotonic() + self._close_timeout_s
         for worker in self._workers:
-            worker.put(lambda tracker: tracker.finish(status), is_last=True)
+            worker.put_last(lambda tracker: tracker.finish(status))
         for worker in self._workers:
             worker.join(max(0.0, deadline_s - time.monotonic()))
 
@@ -90,6 +91,8 @@ class Tracking:
 
         def log_samples(tracker: Tracker) -> None:
             found = read_samples(folder, step)
+            if not found.questions:
+                return
             tracker.log_table(step, "eval/questions_table", TABLE_COLUMNS, found.questions)
             tracker.log_table(step, "eval/samples_table", SAMPLE_COLUMNS, found.dialogues)
             tracker.log_images(step, "eval/pictures", found.pictures)
@@ -158,25 +161,35 @@ class _Worker:
         self._ids = ids
         self._jobs: queue.Queue[tuple[Job, bool]] = queue.Queue(maxsize=MAX_WAITING)
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"axpo-tracker-{name}")
+        self._is_off = False
         self._num_failed = 0
         self._num_dropped = 0
 
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, job: Job, *, is_last: bool = False) -> None:
+    def put(self, job: Job) -> None:
+        if self._is_off:
+            return
         try:
-            self._jobs.put_nowait((job, is_last))
+            self._jobs.put_nowait((job, False))
         except queue.Full:
             self._num_dropped += 1
-            if self._num_dropped == 1 and not is_last:
+            if self._num_dropped == 1:
                 self._warn(f"{MAX_WAITING} calls wait for it, further ones are left out")
+
+    def put_last(self, job: Job) -> None:
+        with contextlib.suppress(queue.Empty):
+            if self._jobs.full():  # only this thread puts: there is room afterwards
+                self._jobs.get_nowait()
+                self._num_dropped += 1
+        self._jobs.put_nowait((job, True))
 
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._warn(f"did not finish in time; about {self._jobs.qsize() + 1} calls are lost")
-        elif self._num_failed or self._num_dropped:
+        elif not self._is_off and (self._num_failed or self._num_dropped):
             self._warn(f"{self._num_failed} calls failed, {self._num_dropped} were left out")
 
     def _work(self) -> None:
@@ -199,6 +212,7 @@ class _Worker:
                 self._ids.keep(self._name, own_id)
         except Exception as error:
             kind = "" if isinstance(error, AxpoError) else f"{type(error).__name__}: "
+            self._is_off = True
             self._warn(f"could not start: {kind}{error}; nothing is sent there")
             return False
         return True
