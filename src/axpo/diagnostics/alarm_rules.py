@@ -370,7 +370,7 @@ def _find_no_signal(past: Past, is_standing: bool) -> Finding | None:
     share = past.share("groups/zero_signal", "rollout/count", WINDOW_STEPS)
     if past.num_steps < 3 or share.whole < 2 * MIN_ROLLOUTS or share.rate <= (0.85 if is_standing else 0.9):
         return None
-    right, wrong = (past.share(f"groups/all_{kind}", "rollout/count", WINDOW_STEPS) for kind in ("right", "wrong"))
+    right, wrong = (past.share(key, "rollout/count", WINDOW_STEPS) for key in ("groups/all_right", "groups/all_wrong"))
     split = f" (all right {right.rate:.0%}, all wrong {wrong.rate:.0%})" if right.whole and wrong.whole else ""
     return Finding(
         level="warning",
