@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from axpo.diagnostics.recorder import (
     read_run_info,
     rollout_files,
     rollout_lines,
+    token_lengths,
 )
 from axpo.errors import DataError
 from axpo.images import ContentImageStore
@@ -87,6 +89,55 @@ def test_a_run_reads_back_what_was_written(tmp_path: Path) -> None:
         texts = [world.decode(record.rollout.token_ids[s.start : s.stop]) for s in record.rollout.segments]
         assert tuple(texts) == record.segment_texts
         assert record.role is not RowRole.CONTINUATION or record.rollout.prefix is not None
+
+
+def test_the_lengths_of_tokens_cut_each_text_into_its_words(tmp_path: Path) -> None:
+    world = write_run(tmp_path / "run", num_steps=1, num_questions=2, eval_steps=())
+    for record in read_rollouts(rollout_files(tmp_path / "run", "train")[1]):
+        lengths = iter(record.token_chars)
+        for segment, text in list(zip(record.rollout.segments, record.segment_texts, strict=True))[1:]:
+            position = 0
+            for token in record.rollout.token_ids[segment.start : segment.stop]:
+                length = next(lengths)
+                assert text[position : position + length] == world.decode([token])
+                position += length
+            assert position == len(text)
+        assert list(lengths) == []
+
+
+def test_a_character_of_several_tokens_belongs_to_the_last_of_them() -> None:
+    pieces = [b"a", *(bytes([byte]) for byte in "🙂".encode()), " é".encode()[:2], " é".encode()[2:], b"\xff"]
+
+    def decode(token_ids: Sequence[int]) -> str:
+        return b"".join(pieces[index] for index in token_ids).decode(errors="replace")
+
+    ids = list(range(len(pieces)))
+    assert token_lengths(ids, decode(ids), decode) == [1, 0, 0, 0, 1, 0, 2, 1]
+    assert token_lengths([], "", decode) == []
+
+
+def test_a_decoder_whose_pieces_do_not_add_up_is_asked_a_bounded_number_of_times() -> None:
+    asked: list[int] = []
+
+    def decode(token_ids: Sequence[int]) -> str:
+        asked.append(len(token_ids))
+        return "?"
+
+    assert token_lengths(range(10_000), "something else", decode) == [0] * 9_999 + [14]
+    assert sum(asked) < 100
+
+
+def test_records_without_lengths_of_tokens_are_read_as_before(tmp_path: Path) -> None:
+    lines = lines_of(1)
+    for line in lines:
+        del line["token_chars"]
+    run = recorder(tmp_path)
+    run.record_step(1, {}, lines)
+    assert [record.token_chars for record in read_rollouts(rollout_files(tmp_path, "train")[1])] == [(), ()]
+    lines[0]["token_chars"] = [1, 2]
+    (tmp_path / "rollouts/train-000001.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(DataError, match="12 tokens after the prompt but 2 lengths"):
+        read_rollouts(tmp_path / "rollouts/train-000001.jsonl")
 
 
 def test_each_picture_is_stored_once_under_its_own_hash(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from axpo.trainer.config import Config, OptionalText, Positive, Table
+from axpo.trainer.config import Config, Names, OptionalText, Positive, Table
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "axpo": {
@@ -50,7 +50,7 @@ class EndpointConfig(Table):
     """Where pictures of tool results go: into a user message behind them (OpenAI), or into the tool message (vLLM)."""
     send_reasoning: bool = False
     """Send the thinking of earlier turns back as `reasoning_content`."""
-    omit: tuple[str, ...] = ()
+    omit: Names = ()
     """Request fields that the service refuses, such as `top_k` or `seed`."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further request fields."""
@@ -69,7 +69,7 @@ class JudgeConfig(Table):
     timeout_s: float = Field(default=120.0, gt=0)
     max_retries: int = Field(default=5, ge=0)
     max_concurrent: Positive = 16
-    omit: tuple[str, ...] = ()
+    omit: Names = ()
     """Request fields that the service refuses, such as `temperature`."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
 

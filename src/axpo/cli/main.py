@@ -83,6 +83,7 @@ def _build_parser() -> argparse.ArgumentParser:
     command = add("report", _report, "One self-contained HTML file about one run or several.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    command.add_argument("--rollouts", choices=("some", "all"), default="some", help="how many go in; default some")
     command = add("index", _index, "A local index for the search tools, from a JSONL file or a folder.")
     command.add_argument("source", type=Path, metavar="SOURCE")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -238,7 +239,7 @@ def _table(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from axpo.reports.html import write_report
 
-    write_report(arguments.runs, arguments.out)
+    write_report(arguments.runs, arguments.out, rollouts=arguments.rollouts)
     print(f"report: {arguments.out}")
     return 0
 

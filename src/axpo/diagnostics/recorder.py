@@ -9,6 +9,7 @@ has its rollouts file, and `RunRecorder.truncate_after` removes whatever a resum
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -34,6 +35,7 @@ from axpo.types import (
     Rollout,
     RolloutGroup,
     RowRole,
+    SegmentKind,
     TrainingRow,
 )
 
@@ -42,6 +44,8 @@ Phase = Literal["train", "resample", "eval"]
 
 _PACKAGES = ("axpo", "torch", "transformers", "numpy", "pillow")
 _ROLLOUT_FILE = re.compile(r"(train|eval)-(\d{6,})\.jsonl")
+_MAX_TOKENS_PER_CHAR = 8
+"""A character has at most four bytes; more than twice as many tokens without one means that pieces do not add up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +68,23 @@ class RolloutRecord:
     answer: str
     metadata: Mapping[str, JsonValue]
     """Of the problem."""
+    token_chars: tuple[int, ...] = ()
+    """How many characters each token after the prompt adds to its segment's text; empty where it was not recorded.
+
+    A character of several tokens belongs to the last of them: the others add 0.
+    """
 
     def __post_init__(self) -> None:
         if len(self.segment_texts) != len(self.rollout.segments):
             raise RecordError(
                 f"RolloutRecord {self.rollout.id}: {len(self.rollout.segments)} segments but "
                 f"{len(self.segment_texts)} texts"
+            )
+        num_tokens = sum(len(segment) for segment in self.rollout.segments if segment.kind is not SegmentKind.PROMPT)
+        if self.token_chars and len(self.token_chars) != num_tokens:
+            raise RecordError(
+                f"RolloutRecord {self.rollout.id}: {num_tokens} tokens after the prompt but "
+                f"{len(self.token_chars)} lengths in token_chars"
             )
 
 
@@ -132,12 +147,14 @@ def rollout_lines(
     problem_by_id = {problem.id: problem for problem in problems}
     row_by_id = {row.id: row for row in rows}
     planned = {group.prefix.source.id: group.prefix.confidence for group in continuations}
+    piece_of = functools.cache(decode)  # a step repeats its tokens many times
 
     def build(rollout: Rollout, *, phase: Phase, is_triggered: bool) -> dict[str, JsonValue]:
         problem, row = problem_by_id[rollout.problem_id], row_by_id.get(rollout.id)
         confidence = planned.get(rollout.id)
         if confidence is None and confidence_of is not None and rollout.uses_tool:
             confidence = confidence_of(rollout)
+        texts = tuple(decode(rollout.token_ids[s.start : s.stop]) for s in rollout.segments)
         record = RolloutRecord(
             step=step,
             phase=phase,
@@ -146,15 +163,44 @@ def rollout_lines(
             credit=credit_spans(row) if row is not None else (),
             confidence=confidence,
             is_triggered=is_triggered,
-            segment_texts=tuple(decode(rollout.token_ids[s.start : s.stop]) for s in rollout.segments),
+            segment_texts=texts,
             question=_question_text(problem),
             answer=problem.answer,
             metadata=problem.metadata,
+            token_chars=tuple(
+                length
+                for segment, text in zip(rollout.segments, texts, strict=True)
+                if segment.kind is not SegmentKind.PROMPT
+                for length in token_lengths(rollout.token_ids[segment.start : segment.stop], text, piece_of)
+            ),
         )
         return cast("dict[str, JsonValue]", to_json(record))
 
     siblings = [build(r, phase=phase, is_triggered=g.is_triggered) for g in groups for r in g.rollouts]
     return siblings + [build(r, phase="resample", is_triggered=True) for g in continuations for r in g.rollouts]
+
+
+def token_lengths(token_ids: Sequence[int], text: str, decode: Callable[[tuple[int, ...]], str]) -> list[int]:
+    """Characters that each token adds to `text`, their sum `len(text)`; linear in the number of tokens.
+
+    `text` is the tokens decoded together. Where the pieces do not add up to it (a decoder that changes spaces), the
+    last token gets all that is left.
+
+    >>> token_lengths([1, 2], "a b", lambda ids: {(1,): "a", (2,): " b"}[ids])
+    [1, 2]
+    """
+    lengths = [0] * len(token_ids)
+    position, first = 0, 0
+    for index in range(len(token_ids)):
+        piece = decode(tuple(token_ids[first : index + 1]))
+        if text.startswith(piece, position):
+            lengths[index] = len(piece)
+            position, first = position + len(piece), index + 1
+        elif index - first >= _MAX_TOKENS_PER_CHAR:
+            break
+    if lengths:
+        lengths[-1] += len(text) - position
+    return lengths
 
 
 def credit_spans(row: TrainingRow) -> tuple[tuple[int, int, float], ...]:

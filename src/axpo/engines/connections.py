@@ -49,7 +49,9 @@ class Connections:
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                session.post(self._url + path, data=io.BytesIO(body), headers=headers, allow_redirects=False) as response,
+                session.post(
+                    self._url + path, data=io.BytesIO(body), headers=headers, allow_redirects=False
+                ) as response,
             ):
                 return Answer(
                     status=response.status,

@@ -15,7 +15,7 @@ from pathlib import Path
 from axpo.dialogue import Transcript, Verdict
 from axpo.evaluation.records import JudgedRollout
 from axpo.reports.pictures import PictureBook, css_class
-from axpo.reports.trees import MAX_TEXT_CHARS, BlockView, PictureView
+from axpo.reports.views import MAX_TEXT_CHARS, BlockView, PictureView
 from axpo.types import Content, ImageRef, Problem, ToolCall, ToolResult
 
 KINDS = ("tool users all wrong", "all wrong", "some wrong", "right")

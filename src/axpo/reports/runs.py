@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from axpo.codec import from_json, to_json
-from axpo.diagnostics.recorder import RolloutRecord, read_metrics, read_rollouts, read_run_info, rollout_files
-from axpo.errors import DataError
+from axpo.diagnostics.recorder import read_metrics, read_run_info, rollout_files
+from axpo.errors import DataError, RecordError
 from axpo.evaluation.outcomes import QuestionOutcome, question_outcome
+from axpo.types import Rollout, Segment, StopReason, ToolResult
 
 Method = Literal["SFT", "GRPO", "AXPO", "Evaluation"]
 
@@ -87,18 +88,47 @@ class Run:
         path, record = rollout_files(self.folder, "eval").get(step), self.eval_record(step)
         if path is None or record is None:
             return ()
-        lines_by_problem: dict[str, list[RolloutRecord]] = {}
-        for line in read_rollouts(path):
-            lines_by_problem.setdefault(line.rollout.problem_id, []).append(line)
+        by_problem: dict[str, list[tuple[Rollout, dict[str, Any]]]] = {}
+        for rollout, metadata in _read_counted(path):
+            by_problem.setdefault(rollout.problem_id, []).append((rollout, metadata))
         return tuple(
             question_outcome(
                 problem_id,
-                [line.rollout for line in lines],
-                metadata=lines[0].metadata,
+                [rollout for rollout, _ in lines],
+                metadata=lines[0][1],
                 num_samples=int(record.get("eval/samples") or len(lines)),
             )
-            for problem_id, lines in lines_by_problem.items()
+            for problem_id, lines in by_problem.items()
         )
+
+
+def _read_counted(path: Path) -> Iterator[tuple[Rollout, dict[str, Any]]]:
+    """What an outcome counts of each rollout of a file, and its metadata; without tokens, which are most of a file."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value: dict[str, Any] = json.loads(line)
+                yield _counted(value["rollout"]), dict(value["metadata"])
+            except (RecordError, ValueError, TypeError, KeyError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: not a rollout record: {type(error).__name__}: {error}") from error
+
+
+def _counted(value: dict[str, Any]) -> Rollout:
+    num_tokens = len(value["token_ids"])
+    return Rollout(
+        id=str(value["id"]),
+        problem_id=str(value["problem_id"]),
+        token_ids=(0,) * num_tokens,
+        behavior_logprobs=(0.0,) * num_tokens,
+        segments=tuple(from_json(Segment, segment) for segment in value["segments"]),
+        images=(),
+        stop_reason=StopReason(value["stop_reason"]),
+        final_text="",
+        reward=float(value["reward"]),
+        tool_results=tuple(from_json(ToolResult, result) for result in value["tool_results"]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
