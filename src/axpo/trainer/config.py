@@ -33,6 +33,7 @@ Names = Annotated[
 
 def check_names(names: tuple[str, ...], *, option: str, noun: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """`names` without repetitions. Raises `ValueError` for one that is not among `known`, with the nearest that is."""
+    names = tuple(name for name in names if name)  # an empty text is an empty list
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)

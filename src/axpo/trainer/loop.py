@@ -199,4 +199,10 @@ def _push(sync: WeightSync, step: int, metrics: Metrics) -> WeightSyncError | No
 def _describe(fatal: Sequence[Alarm]) -> str:
     lines = [f"alarm {alarm.name} at step {alarm.step}: {alarm.text} {alarm.advice}" for alarm in fatal]
     names = ", ".join(alarm.name for alarm in fatal)
-    return "\n".join([*lines, f"The run stopped with a checkpoint: train.stop_on names {names}."])
+    return "\n".join(
+        [
+            *lines,
+            f"The run stopped with a checkpoint: train.stop_on names {names}. Resumed, it stops again while that stands, "
+            "unless train.stop_on is another (--train.stop_on '' for none).",
+        ]
+    )
