@@ -202,7 +202,7 @@ def _describe(fatal: Sequence[Alarm]) -> str:
     return "\n".join(
         [
             *lines,
-            f"The run stopped with a checkpoint: train.stop_on names {names}. Resumed, it stops again while that stands, "
-            "unless train.stop_on is another (--train.stop_on '' for none).",
+            f"The run stopped with a checkpoint: train.stop_on names {names}. Resumed, it stops again while that "
+            "stands, unless train.stop_on is another (--train.stop_on '' for none).",
         ]
     )
