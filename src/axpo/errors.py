@@ -13,7 +13,8 @@
     ├── QuotaError              a paid or rationed service is used up; the run stops and can be resumed
     ├── ToolError               how a tool tells the rollout loop that the *model* made a mistake; it reads the message
     ├── NonFiniteError          a loss or a gradient of training is NaN or infinite
-    └── WeightSyncError         the engine does not run the weights it was given
+    ├── WeightSyncError         the engine does not run the weights it was given
+    └── AlarmError              an alarm of `train.stop_on`: the command line exits with code 4
 
 A message names the object, the rule, what came and what to do. A mistake of the *model* (malformed call, bad
 arguments) never ends a rollout: the loop turns a `ToolError` into a value, see `axpo.types.ToolFailure`.
@@ -89,4 +90,15 @@ class NonFiniteError(AxpoError, ArithmeticError):
 
 
 class WeightSyncError(AxpoError, RuntimeError):
-    """After a weight update the engine's log-probabilities do not agree with the trainer's."""
+    """After a weight update the engine's log-probabilities do not agree with the trainer's.
+
+    `gap`: by how much, in nats per token of the probe; None when something else gave it away.
+    """
+
+    def __init__(self, message: str, *, gap: float | None = None) -> None:
+        super().__init__(message)
+        self.gap = gap
+
+
+class AlarmError(AxpoError, RuntimeError):
+    """An alarm that `train.stop_on` makes fatal was raised: the run has saved a checkpoint and can be resumed."""

@@ -1,4 +1,6 @@
-"""The seams: what an engine, a tool, a reward, a renderer must offer. Pass any object that fits; inherit nothing.
+"""The seams: what an engine, a tool, a reward, a renderer, a tracker must offer.
+
+Pass any object that fits; inherit nothing.
 
 Each seam ships with a public fake: `axpo.engines.scripted.ScriptedEngine`, `axpo.tools.fakes.EchoTool` and
 `FailingTool`.
@@ -6,7 +8,7 @@ Each seam ships with a public fake: `axpo.engines.scripted.ScriptedEngine`, `axp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -26,6 +28,8 @@ from axpo.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
     from torch import Tensor
 
@@ -284,4 +288,56 @@ class Renderer(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ids, special tokens shown."""
+        ...
+
+
+# -- trackers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedRun:
+    """What a tracker is told about the run that it follows."""
+
+    id: str
+    """Chosen by us at the first start, 8 hex digits; a resumed run keeps it."""
+    known_id: str | None
+    """What the tracker itself called this run when it first started; None at the first start."""
+    folder: Path
+    """The run's own; its last part is a name for people."""
+    config: Mapping[str, Any]
+    """Options by table, as in `config.toml`."""
+    first_step: int
+    """The first step that will be logged; later ones that were logged before belong to a start that died."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Shows runs somewhere else (`docs/trackers.md`).
+
+    All calls come from one thread, one after the other, `start` first. They may take long and raise: the run does not
+    wait, and nothing but a warning comes of it.
+    """
+
+    def start(self, run: TrackedRun) -> str | None:
+        """Open the run, or go on with it when `run.known_id` is given. Returns the tracker's own id, to be kept."""
+        ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of a step; all are finite."""
+        ...
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
+        """A small table."""
+        ...
+
+    def log_images(self, step: int, name: str, images: Sequence[tuple[str, Image]]) -> None:
+        """A few pictures with their captions."""
+        ...
+
+    def log_alarm(self, step: int, *, name: str, level: Literal["warning", "error"], text: str) -> None:
+        """An alarm was raised at this step."""
+        ...
+
+    def finish(self, status: Literal["finished", "failed", "interrupted"]) -> None:
+        """The run has ended; write what is still to be written."""
         ...

@@ -242,7 +242,9 @@ def test_an_engine_that_keeps_old_weights_stops_the_run(
     assert "after update 2 the engine's log-probs of the probe differ from the trainer's" in printed
     assert f"run folder: {tmp_path / 'run'}" in printed and "Traceback" not in printed
     assert issubclass(WeightSyncError, RuntimeError)
-    assert [record["step"] for record in numbers_of(tmp_path / "run")] == [1]
+    healthy, stale = numbers_of(tmp_path / "run")
+    assert (healthy["sync/failed"], stale["sync/failed"], stale["alarm/canary_failed"]) == (0, 1, 1)
+    assert stale["sync/canary_gap"] > 1e-3
 
 
 @pytest.mark.parametrize("command", ["train", "sft", "eval", "report", "doctor", "demo"])

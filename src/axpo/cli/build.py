@@ -16,11 +16,14 @@ from axpo.cli.folders import check_folder, has_files, hold_folder
 from axpo.cli.names import build_reward
 from axpo.cli.rows import check_conversations, check_questions, context_length
 from axpo.cli.tools import build_executor, check_tools
+from axpo.diagnostics.health import HealthMonitor
 from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
 from axpo.engines.hf import HfEngine
 from axpo.errors import ConfigError, DataError
 from axpo.evaluation.run import evaluate
 from axpo.images import ContentImageStore
+from axpo.integrations.trackers import build_tracker
+from axpo.integrations.tracking import Tracking
 from axpo.models.loading import load_model, resolve_device
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.protocols import InferenceEngine, RewardFn, Tool
@@ -31,7 +34,7 @@ from axpo.tasks import mini
 from axpo.tasks.jsonl import load_conversations, load_problems
 from axpo.trainer.checkpoint import TrainerState, find_model, recover_checkpoint, restore_checkpoint
 from axpo.trainer.config import Config, EvalConfig, RolloutConfig, format_toml
-from axpo.trainer.loop import Evaluate, Run, peak_memory_bytes, timed
+from axpo.trainer.loop import Evaluate, Observer, Observers, Run, peak_memory_bytes, timed
 from axpo.trainer.policy import Policy
 from axpo.trainer.sources import DemonstrationSource, Lines, RolloutSource
 from axpo.trainer.step import Metrics
@@ -50,6 +53,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
     """
     folder = config.run.output_dir
     check_folder(folder, config, resume=resume)
+    trackers = {name: build_tracker(name) for name in config.run.trackers}
     parts = build_parts(config, store=ContentImageStore(folder / "images"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(parts.executor))
@@ -75,6 +79,11 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
         if resume:
             recorder.truncate_after(state.step)
             console.say(f"resuming {folder} after step {state.step}")
+        observer: Observer = console
+        if trackers:
+            options = config.model_dump(mode="json", exclude_none=True)
+            tracking = Tracking(trackers, folder=folder, config=options, first_step=state.step + 1)
+            observer = Observers(console, stack.enter_context(tracking))
         yield Run(
             config=config,
             policy=policy,
@@ -83,10 +92,10 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
             sync=sync,
             evaluate=evaluation,
             recorder=recorder,
-            observer=console,
+            observer=observer,
             checkpoints=folder / "checkpoints",
             state=state,
-            history=[record for record in read_metrics(folder) if record["kind"] == "train"],
+            health=HealthMonitor(read_metrics(folder)),
         )
 
 
@@ -222,7 +231,12 @@ def build_rollouts(
     """The source of reinforcement learning."""
     setup = build_rollout_setup(parts, engine)
     return RolloutSource(
-        problems, setup=setup, config=parts.config, on_rollout=console.on_rollout, on_total=console.on_total
+        problems,
+        setup=setup,
+        config=parts.config,
+        seen_px=parts.preprocessor.num_pixels,
+        on_rollout=console.on_rollout,
+        on_total=console.on_total,
     )
 
 

@@ -18,6 +18,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "run.output_dir",
         "run.device",
         "run.num_threads",
+        "run.trackers",
         "data.eval",
         "data.max_eval_rows",
         "rollout.time_limit_s",
@@ -27,11 +28,13 @@ CHANGEABLE_ON_RESUME = frozenset(
         "train.eval_every",
         "train.save_every",
         "train.tokens_per_micro_batch",
+        "train.stop_on",
     }
 )
 """Options that leave what is learnt alone, beside `eval.*`; `train.steps` moves the end of a falling schedule."""
 CHANGEABLE_WHEN_EVALUATING = frozenset(
-    {"run.output_dir", "run.device", "run.num_threads", "rollout.max_batch_size", "rollout.max_fault_retries"}
+    {"run.output_dir", "run.device", "run.num_threads", "run.trackers", "rollout.max_batch_size"}
+    | {"rollout.max_fault_retries", "train.stop_on"}
     | {f"endpoint.{name}" for name in ("url", "api_key_env", "timeout_s", "max_retries", "max_concurrent")}
     | {f"endpoint.usd_per_million_{name}_tokens" for name in ("prompt", "completion")}
 )

@@ -7,7 +7,7 @@ continuations are tool-using by construction and would raise every rate they ent
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from axpo.algo import statistics
@@ -15,6 +15,7 @@ from axpo.diagnostics.zoom import ZoomCounts, add_counts, count_zooms
 from axpo.types import (
     ContinuationGroup,
     FailureKind,
+    ImageRef,
     Problem,
     ResamplePlan,
     Rollout,
@@ -89,6 +90,18 @@ def tool_metrics(rollouts: Sequence[Rollout], *, tools: Sequence[str] = ()) -> M
     return metrics
 
 
+def picture_metrics(problems: Sequence[Problem], *, seen_px: Callable[[ImageRef], int]) -> Metrics:
+    """How many pictures questions bring, and how many of them lose more than half of their pixels.
+
+    `seen_px`: pixels of a picture as it reaches the model.
+    """
+    images = [image for problem in problems for image in problem.images]
+    return {
+        "images/count": len(images),
+        "images/downscaled": _mean(2 * seen_px(image) < image.width_px * image.height_px for image in images),
+    }
+
+
 def length_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     """Lengths in tokens and why rollouts ended."""
     prompts = [_num_prompt_tokens(rollout) for rollout in rollouts]
@@ -139,6 +152,7 @@ def _group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
     filled = [[rollout.reward for rollout in group.rollouts] for group in groups if group.rollouts]
     return {
         "groups/zero_signal": _mean(len(set(rewards)) == 1 for rewards in filled),
+        "groups/tool_using": sum(bool(group.tool_using) for group in groups),
         "groups/all_right": _mean(all(reward >= 1 for reward in rewards) for rewards in filled),
         "groups/all_wrong": _mean(all(reward < 1 for reward in rewards) for rewards in filled),
     }

@@ -107,6 +107,11 @@ class ImagePreprocessor:
         frames, height, width = self.grid_thw(ref)
         return frames * height * width // self.merge_size**2
 
+    def num_pixels(self, ref: ImageRef) -> int:
+        """Pixels of the picture as the model sees it."""
+        _, height, width = self.grid_thw(ref)
+        return height * width * self.patch_size**2
+
     def pixel_values(self, ref: ImageRef, store: ImageStore) -> Tensor:
         """Normalised patches, float32 [num_patches, patch_dim], in the order in which the vision tower merges them."""
         batch = self._processor(images=[store.load(ref)], return_tensors="pt")

@@ -12,9 +12,13 @@ from fractions import Fraction as ExactFraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from axpo.diagnostics.health import ALARM_NAMES
 from axpo.errors import ConfigError
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""What a run can be tracked with; `axpo.integrations.trackers` makes them."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -25,6 +29,17 @@ Names = Annotated[
     BeforeValidator(lambda value: [name.strip() for name in value.split(",")] if isinstance(value, str) else value),
 ]
 """A list, or one text with commas."""
+
+
+def check_names(names: tuple[str, ...], *, option: str, noun: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """`names` without repetitions. Raises `ValueError` for one that is not among `known`, with the nearest that is."""
+    names = tuple(name for name in names if name)  # an empty text is an empty list
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}"
+            raise ValueError(f"{option}: unknown {noun} {name!r}; {hint}")
+    return tuple(dict.fromkeys(names))
 
 
 class Table(BaseModel):
@@ -42,6 +57,14 @@ class RunConfig(Table):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     num_threads: int = Field(default=0, ge=0)
     """CPU threads of torch; 0 leaves torch's own choice. Results repeat bit for bit only at an equal number."""
+    trackers: Names = ()
+    """Where `axpo train` and `axpo sft` send metrics, alarms and samples: any of `tensorboard`, `wandb`, `trackio`,
+    `mlflow` (`docs/trackers.md`)."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return check_names(names, option="run.trackers", noun="tracker", known=TRACKERS)
 
 
 class ModelConfig(Table):
@@ -184,6 +207,13 @@ class TrainConfig(Table):
     """Steps; 0: only at the end."""
     save_every: Positive = 10
     """Steps between resumable checkpoints."""
+    stop_on: Names = ()
+    """Alarms (`docs/metrics.md`) that end the run, after a checkpoint; it can be resumed."""
+
+    @field_validator("stop_on")
+    @classmethod
+    def _alarms_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return check_names(names, option="train.stop_on", noun="alarm", known=ALARM_NAMES)
 
 
 class EvalConfig(Table):

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
-from axpo.diagnostics.health import Alarm, check
+from axpo.diagnostics.health import Alarm, HealthMonitor
 from axpo.diagnostics.recorder import RunRecorder
+from axpo.errors import AlarmError, WeightSyncError
 from axpo.trainer.checkpoint import TrainerState, save_checkpoint
 from axpo.trainer.config import Config
 from axpo.trainer.policy import Policy
@@ -49,6 +50,33 @@ class Observer(Protocol):
         ...
 
 
+class Observers:
+    """Several observers as one, told in the order given."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def on_start(self, step: int) -> None:
+        """Before anything of step `step`."""
+        for observer in self._observers:
+            observer.on_start(step)
+
+    def on_step(self, step: int, metrics: Mapping[str, Any], alarms: Sequence[Alarm]) -> None:
+        """After step `step` was recorded."""
+        for observer in self._observers:
+            observer.on_step(step, metrics, alarms)
+
+    def on_eval(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """After the evaluation behind step `step` was recorded."""
+        for observer in self._observers:
+            observer.on_eval(step, metrics)
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        """After a checkpoint is complete."""
+        for observer in self._observers:
+            observer.on_checkpoint(step, path)
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
     """Everything `train` needs, wired by the command line or by hand."""
@@ -65,18 +93,23 @@ class Run:
     observer: Observer
     checkpoints: Path
     state: TrainerState = field(default_factory=TrainerState)
-    history: list[dict[str, Any]] = field(default_factory=lambda: list[dict[str, Any]]())
-    """Training metrics of the steps before; what health alarms look back on."""
+    health: HealthMonitor = field(default_factory=HealthMonitor)
+    """What raises alarms; it has been given the metrics of the steps before."""
 
 
 def train(run: Run) -> TrainerState:
-    """Train from `run.state` to the last step. Every step is a function of the weights, the seed and its number."""
+    """Train from `run.state` to the last step. Every step is a function of the weights, the seed and its number.
+
+    Raises `AlarmError`, after a checkpoint, when an alarm of `train.stop_on` stands; `WeightSyncError`, after the step
+    was recorded, when the engine does not run the weights it was given.
+    """
     config, state = run.config, run.state
     if run.sync is not None and run.source.needs_engine:
         run.sync.push(state.step)
     for step in range(state.step + 1, config.train.steps + 1):
         run.observer.on_start(step)
         metrics: Metrics = {}
+        fault: WeightSyncError | None = None
         with timed(metrics, "seconds/step"):
             data = run.source.collect(step)  # (1) sample siblings, (2) plan, (3) sample continuations
             rows = run.source.assign_credit(data)  # (4) advantages, (5) credit per token
@@ -91,17 +124,25 @@ def train(run: Run) -> TrainerState:
                 )
             if run.sync is not None and (run.source.needs_engine or _is_eval_due(run, step)):
                 with timed(metrics, "seconds/sync"):
-                    metrics["sync/canary_gap"] = run.sync.push(step)
+                    fault = _push(run.sync, step, metrics)
         collected, lines = run.source.describe(data, rows)
         metrics |= {**collected, "memory/peak_bytes": peak_memory_bytes()}
+        alarms = run.health.observe({"step": step, **metrics})  # (9)
+        metrics |= run.health.metrics()
         run.recorder.record_step(step, metrics, lines)
-        run.observer.on_step(step, metrics, _alarms(run, step, metrics))  # (9)
+        run.observer.on_step(step, metrics, alarms)
+        fatal = [alarm for alarm in alarms if alarm.name in config.train.stop_on]
+        if fault is not None and not fatal:
+            raise fault
         state = dataclasses.replace(state, step=step)
-        if _is_eval_due(run, step):
+        if fault is None and _is_eval_due(run, step):
             state = _evaluate(run, state)
-        if step % config.train.save_every == 0 or step == config.train.steps or state.best_step == step:
+        is_last = step == config.train.steps
+        if fatal or is_last or step % config.train.save_every == 0 or state.best_step == step:
             path = save_checkpoint(run.checkpoints, policy=run.policy, optimizer=run.optimizer, state=state)
             run.observer.on_checkpoint(step, path)
+        if fatal:
+            raise AlarmError(_describe(fatal)) from fault
     return state
 
 
@@ -144,6 +185,24 @@ def _evaluate(run: Run, state: TrainerState) -> TrainerState:
     return state
 
 
-def _alarms(run: Run, step: int, metrics: Mapping[str, Any]) -> tuple[Alarm, ...]:
-    run.history.append({"kind": "train", "step": step, **metrics})
-    return check(run.history)
+def _push(sync: WeightSync, step: int, metrics: Metrics) -> WeightSyncError | None:
+    """Hand over the weights; a fault waits until the step, which it says something about, is recorded."""
+    fault: WeightSyncError | None = None
+    try:
+        metrics["sync/canary_gap"] = sync.push(step)
+    except WeightSyncError as error:
+        fault, metrics["sync/canary_gap"] = error, error.gap
+    metrics["sync/failed"] = int(fault is not None)
+    return fault
+
+
+def _describe(fatal: Sequence[Alarm]) -> str:
+    lines = [f"alarm {alarm.name} at step {alarm.step}: {alarm.text} {alarm.advice}" for alarm in fatal]
+    names = ", ".join(alarm.name for alarm in fatal)
+    return "\n".join(
+        [
+            *lines,
+            f"The run stopped with a checkpoint: train.stop_on names {names}. Resumed, it stops again while that "
+            "stands, unless train.stop_on is another (--train.stop_on '' for none).",
+        ]
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from axpo.algo.credit import assign_credit
 from axpo.algo.prefixes import tool_call_confidence
 from axpo.algo.resampling import plan_resampling
-from axpo.diagnostics.metrics import Metrics, rollout_metrics
+from axpo.diagnostics.metrics import Metrics, picture_metrics, rollout_metrics
 from axpo.diagnostics.recorder import rollout_lines
 from axpo.protocols import Renderer
 from axpo.rollout.collect import OnRollout, OnTotal, StepRollouts, collect_step
@@ -21,6 +21,7 @@ from axpo.rollout.seeding import derive_seed
 from axpo.trainer.config import Config
 from axpo.types import (
     Conversation,
+    ImageRef,
     JsonValue,
     Problem,
     ResamplePlan,
@@ -95,14 +96,17 @@ class RolloutSource:
         *,
         setup: RolloutSetup,
         config: Config,
+        seen_px: Callable[[ImageRef], int] | None = None,
         on_rollout: OnRollout | None = None,
         on_total: OnTotal | None = None,
     ) -> None:
+        """`seen_px`: pixels of a picture as it reaches the model, for the `images/` metrics; None leaves them out."""
         self._problems = tuple(problems)
         self._setup = setup
         self._rollout = config.rollout
         self._algorithm = config.algorithm
         self._seed = config.run.seed
+        self._seen_px = seen_px
         self._on_rollout = on_rollout
         self._on_total = on_total
 
@@ -152,6 +156,7 @@ class RolloutSource:
                 tools=tuple(self._setup.executor.tools),
             ),
             **self._setup.executor.take_service_numbers(),
+            **(picture_metrics(data.problems, seen_px=self._seen_px) if self._seen_px is not None else {}),
             "seconds/rollout": rollouts.rollout_s,
             "seconds/resample": rollouts.resample_s,
         }

@@ -91,7 +91,8 @@ class WeightSync:
             raise WeightSyncError(
                 f"after update {version} the engine's log-probs of the probe differ from the trainer's by {gap:.4g} "
                 f"nats on average, more than {self._max_gap:g}: it does not run the weights it was given. "
-                "Resume from the last checkpoint; if it happens again, the engine is at fault."
+                "Resume from the last checkpoint; if it happens again, the engine is at fault.",
+                gap=gap,
             )
         return gap
 
