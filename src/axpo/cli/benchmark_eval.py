@@ -371,6 +371,6 @@ def _check_asked(log: Path, problems: Sequence[Problem]) -> None:
         if problem is not None and rollout.transcript is not None and rollout.transcript.prompt != problem.messages:
             raise DataError(
                 f"{log}: the dialogues with question {problem.id} began with other words or pictures than the data "
-                "have under this id now. Put the question back, give the new one an id of its own, or choose another folder "
-                "with --out."
+                "have under this id now. Put the question back, give the new one an id of its own, or choose another "
+                "folder with --out."
             )
