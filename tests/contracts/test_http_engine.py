@@ -328,7 +328,7 @@ class TestRefusals:
     )
     def test_a_used_up_plan_ends_the_run(self, world: World, reply: Reply) -> None:
         world.server.respond = lambda _: reply
-        with pytest.raises(QuotaError, match="--resume"):
+        with pytest.raises(QuotaError, match="same command again"):
             world.reply()
         assert len(world.server.requests) == 1
 
@@ -379,7 +379,14 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "options",
-        [{"url": "file:///etc"}, {"omit": ("messages",)}, {"timeout_s": 0}, {"max_concurrent": 0}, {"max_image_px": 0}],
+        [
+            {"url": "file:///etc"},
+            {"url": "http://x/v1?key=secret"},
+            {"omit": ("messages",)},
+            {"timeout_s": 0},
+            {"max_concurrent": 0},
+            {"max_image_px": 0},
+        ],
     )
     def test_options_that_cannot_be_are_told_at_once(self, world: World, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigError):

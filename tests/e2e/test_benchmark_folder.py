@@ -48,9 +48,7 @@ def test_dialogues_do_not_answer_a_question_that_was_rewritten(
     with chat_stub() as stub:
         write_questions(data, ("a", "one?", "1"), ("b", "two?", "2"))
         assert main(words(stub.url, out, benchmarks=str(data))) == 0
-        write_questions(
-            data, ("a", "one?", "3"), ("c", "three?", "3")
-        )  # an answer may be mended, questions come and go
+        write_questions(data, ("a", "one?", "3"), ("c", "three?", "3"))  # answers may change, questions come and go
         assert main(words(stub.url, out, benchmarks=str(data))) == 0
         num_asked = len(stub.answered)
         write_questions(data, ("a", "another?", "1"), ("c", "three?", "3"))
@@ -85,3 +83,24 @@ def test_what_is_wrong_with_the_judge_shows_before_anything_is_sampled(
         assert main(words(stub.url, tmp_path / "out", *judge, "--limit", "1")) == 2
         assert not stub.answered
     assert "NO_SUCH_KEY holds no key" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with chat_stub() as stub:
+        assert main(words(stub.url, tmp_path / "file", "--limit", "1")) == 1
+    said = capsys.readouterr().err
+    assert "Not a directory" in said and "Traceback" not in said
+
+
+def test_the_table_on_a_terminal_of_80_columns_shows_every_digit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    data = write_questions(tmp_path / "questions.jsonl", *((f"q{i}", f"{i}?", "1") for i in range(3)))
+    data.write_text(data.read_text().replace('"answer": "1"', '"answer": ["1", "2", "3", "4"]'))
+    with chat_stub() as stub:
+        tools = ["--data.tools", '["image_zoom_in"]']
+        assert main(words(stub.url, tmp_path / "out", *tools, benchmarks=str(data))) == 0
+    printed = capsys.readouterr().out
+    assert "100-100" in printed and "…" not in printed

@@ -43,3 +43,9 @@ def test_every_benchmark_is_a_task_of_the_package() -> None:
     code = "import axpo.integrations.inspect_tasks as t; print(' '.join(n for n in dir(t) if callable(getattr(t, n))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert set(BENCHMARKS) <= set(done.stdout.split())
+
+
+def test_a_protocol_that_does_not_exist_is_named() -> None:
+    code = "import axpo.integrations.inspect_tasks as t; t.mini_count(protocol='nope')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "ConfigError: mini_count: expected preset axpo or full and protocol axpo or qwen" in done.stderr

@@ -66,3 +66,15 @@ def test_training_knows_no_endpoint(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="endpoint: unknown option"):
         parse_config({"model": {"path": "m"}, "endpoint": {"url": "http://x"}}, origin="c.toml")
+
+
+def test_a_dialogue_has_time_for_all_its_tokens(tmp_path: Path) -> None:
+    from axpo.cli.benchmark_eval import read_request
+    from axpo.cli.main import _build_parser  # pyright: ignore[reportPrivateUsage]
+
+    words = ["eval", "--benchmarks", "mini_count", "--model", "m", "--endpoint", "http://127.0.0.1:1/v1"]
+    arguments = _build_parser().parse_args(words)
+    arguments.overrides = {}
+    config = read_request(arguments).config
+    slowest = config.eval.max_response_tokens / config.rollout.time_limit_s
+    assert slowest < 10 and config.endpoint.timeout_s >= config.rollout.time_limit_s

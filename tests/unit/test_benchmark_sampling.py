@@ -117,6 +117,14 @@ def test_when_nothing_answers_any_more_the_run_stops_and_writes_no_loss(tmp_path
     assert {record.problem_id for record in read_log(path)} == {"a"}
 
 
+def test_a_benchmark_of_which_nothing_was_answered_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with pytest.raises(EngineFault, match="every rollout was lost, the last one to: down"):
+        sample(path, FakeSampler(fails=lambda rollout_id, attempt: True), names="a")
+    assert list(read_log(path)) == []
+    assert len(sample(path, FakeSampler(), names="a")) == 3
+
+
 def test_an_error_that_ends_the_run_keeps_what_was_done(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
 

@@ -273,6 +273,13 @@ def test_the_text_of_a_comparison_says_what_was_left_out() -> None:
     assert "Only A has riddles." in text
 
 
+def test_the_text_of_a_comparison_says_when_the_sides_were_judged_differently() -> None:
+    ours, theirs = _solving("ab", is_official=True, needs_judge=True), _solving("a", needs_judge=True)
+    text = comparison_markdown(compare([replace(ours, judge="reader")], [theirs]))
+    assert "Puzzles: A was judged by the authors' rules with reader, B by axpo's rules without a judge" in text
+    assert "was judged" not in comparison_markdown(compare([theirs], [theirs]))
+
+
 def test_numbers_over_benchmarks_say_what_they_lack() -> None:
     assert common_k([_solving(""), _summary()]) == 1
     with pytest.raises(DataError, match="no benchmark"):

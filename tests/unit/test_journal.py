@@ -258,6 +258,10 @@ def test_a_tool_that_does_not_answer_as_before_ends_the_try_and_the_next_starts_
         asyncio.run(run())
     assert asyncio.run(run()).final_text == "So far: other other"
     assert len(world.service.asked) == 6
+    world.open()
+    setup, problems = world.open()
+    assert asyncio.run(run()).final_text == "So far: other other"
+    assert len(world.service.asked) == 6, "what was answered after the new start was dropped with what was before it"
 
 
 @pytest.mark.parametrize("change", ["seed", "limit", "question"])

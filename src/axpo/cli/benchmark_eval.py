@@ -51,6 +51,9 @@ from axpo.types import Content, Message, Problem
 DEFAULT_TOOLS = ["image_zoom_in", "python"]
 """Without a configuration file. Search needs a backend of the user's choice."""
 
+DEFAULT_TIME_LIMIT_S = 3600.0
+"""Of a dialogue, without a configuration file: 32,768 tokens at 10 a second. Training's ten minutes would lose them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -111,10 +114,14 @@ def _name_of(model: str) -> str:
 def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     """A protocol named on the command line beats the file; single options beat both."""
     defaults: dict[str, dict[str, Any]] = {}
-    if arguments.config is None and is_mini(arguments.model):
-        defaults = {"eval": PROTOCOLS["mini"], "data": MINI_TOOLS}
-    elif arguments.config is None:
-        defaults = {"eval": PROTOCOLS["axpo"], "data": {"tools": DEFAULT_TOOLS}}
+    if arguments.config is None:
+        ships = is_mini(arguments.model)
+        defaults = {
+            "eval": PROTOCOLS["mini" if ships else "axpo"],
+            "data": MINI_TOOLS if ships else {"tools": DEFAULT_TOOLS},
+            "rollout": {"time_limit_s": DEFAULT_TIME_LIMIT_S},
+            "endpoint": {"timeout_s": DEFAULT_TIME_LIMIT_S},
+        }
     given = {} if arguments.protocol is None else PROTOCOLS[arguments.protocol]
     overrides = {f"eval.{name}": str(value) for name, value in given.items()}
     if arguments.model is not None:

@@ -169,4 +169,5 @@ def _cell(interval: Interval) -> str:
         return "-"
     if interval.low is None or interval.high is None:
         return f"{100 * interval.estimate:.1f} %"
-    return f"{100 * interval.estimate:.1f} %\n[dim]{100 * interval.low:.1f}-{100 * interval.high:.1f}[/dim]"
+    low, high = (f"{100 * bound:.1f}".replace("100.0", "100") for bound in (interval.low, interval.high))  # 80 columns
+    return f"{100 * interval.estimate:.1f} %\n[dim]{low}-{high}[/dim]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import shlex
 import sys
@@ -18,6 +19,9 @@ from axpo.errors import AxpoError, UserError
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+"""The system's own words say it all."""
 
 _OVERRIDES = "Any option of the configuration: --table.option VALUE, for example --train.learning_rate 1e-5."
 
@@ -313,7 +317,7 @@ def _guard(run: Callable[[], None], *, folder: Path, resume_line: str | None = N
     except UserError:
         raise
     except Exception as error:
-        if not isinstance(error, AxpoError):
+        if not isinstance(error, AxpoError) and getattr(error, "errno", None) not in _DISK_ERRORS:
             traceback.print_exc()
         print(f"error: {error}\nrun folder: {folder}", file=sys.stderr)
         if resume_line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -36,17 +37,27 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def parse_literal(text: str) -> Any:
-    """A TOML number, boolean, string, list or inline table; anything else is taken as the string it is.
+    """A TOML number, boolean, string, list or inline table, or a JSON object; anything else is the string it is.
 
+    >>> parse_literal('{"chat_template_kwargs": {"enable_thinking": true}}')
+    {'chat_template_kwargs': {'enable_thinking': True}}
     >>> [parse_literal(text) for text in ("1e-5", "true", "runs/a", '["x", "y"]', "2026-01-01")]
     [1e-05, True, 'runs/a', ['x', 'y'], '2026-01-01']
     """
     try:
         table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        return text
+        return _parse_json_object(text)
     value = table["value"]
     return value if len(table) == 1 and isinstance(value, (bool, int, float, str, list, dict)) else text
+
+
+def _parse_json_object(text: str) -> Any:
+    try:
+        value = json.loads(text) if text.lstrip().startswith("{") else text
+    except (ValueError, RecursionError):
+        return text
+    return value
 
 
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Config:

@@ -71,6 +71,8 @@ class HttpChatModel:
     ) -> None:
         """Raises `ConfigError` for an address, a key, a number or a name that cannot be."""
         self._url = check_url("url", url)
+        if "?" in self._url or "#" in self._url:
+            raise ConfigError(f"url: expected an address up to /v1, got one with {'?' if '?' in url else '#'} in it.")
         self._model = model
         self._key = read_key(f"endpoint {self._url}", api_key_env) if api_key_env is not None else None
         self._key_hint = (

@@ -73,7 +73,7 @@ def _check_lost(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
     return BenchmarkAlarm(
         name="lost_rollouts",
         text=f"{_percent(share)} of the rollouts were lost{missing}. They count as wrong: the score is too low.",
-        advice="Look at their faults, then run again: only what is missing is sampled.",
+        advice=f"Read `fault` in rollouts/{summary.info.name}.jsonl, then run the same command with --retry-lost.",
     )
 
 
@@ -121,7 +121,7 @@ def _check_judge_failures(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         MAX_JUDGE_FAILED,
         name="judge_failures",
         text="The judge failed on {} of the rollouts. They count as wrong: the score is too low.",
-        advice="Read the notes of these verdicts, mend the judge, and judge again.",
+        advice=f"Read the notes in verdicts/{summary.info.name}.jsonl, mend the judge, and run the same command again.",
     )
 
 

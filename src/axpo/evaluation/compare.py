@@ -40,6 +40,9 @@ class BenchmarkComparison:
     """Questions that only one side was asked; they are left out."""
     num_samples_a: int
     num_samples_b: int
+    judged_by_a: str
+    judged_by_b: str
+    """Whose rules, and which judge."""
     differences: tuple[Difference, ...]
     solved_by_both: int
     solved_only_by_a: int
@@ -171,6 +174,8 @@ def _compare_one(pair: _Pair, numbers: dict[str, _Sides]) -> BenchmarkComparison
         num_only_b=len(pair.b.questions) - len(solved),
         num_samples_a=pair.a.num_samples,
         num_samples_b=pair.b.num_samples,
+        judged_by_a=_judged_by(pair.a),
+        judged_by_b=_judged_by(pair.b),
         differences=tuple(_difference(name, [sides]) for name, sides in numbers.items()),
         solved_by_both=sum(by_a and by_b for _, by_a, by_b in solved),
         solved_only_by_a=len(only_a),
@@ -179,6 +184,13 @@ def _compare_one(pair: _Pair, numbers: dict[str, _Sides]) -> BenchmarkComparison
         only_a_ids=only_a,
         only_b_ids=only_b,
     )
+
+
+def _judged_by(summary: BenchmarkSummary) -> str:
+    rules = "the authors' rules" if summary.info.is_official else "axpo's rules"
+    if not summary.info.needs_judge:
+        return rules
+    return f"{rules} with {summary.judge}" if summary.judge else f"{rules} without a judge"
 
 
 def _averages(pairs: Sequence[_Pair], numbers: Sequence[dict[str, _Sides]]) -> tuple[AverageComparison, ...]:
@@ -261,6 +273,12 @@ def _remarks(comparison: Comparison, a: str, b: str) -> list[str]:
         "who has more solves more."
         for one in comparison.benchmarks
         if one.num_samples_a != one.num_samples_b
+    ]
+    remarks += [
+        f"- {_escape(one.title)}: {a} was judged by {_escape(one.judged_by_a)}, {b} by {_escape(one.judged_by_b)}; a "
+        "part of the difference is theirs."
+        for one in comparison.benchmarks
+        if one.judged_by_a != one.judged_by_b
     ]
     for label, names in ((a, comparison.only_in_a), (b, comparison.only_in_b)):
         if names:

@@ -69,8 +69,8 @@ async def sample_missing(
 
     A try lost to faults of ours is written last, as lost: it counts as wrong. `persist` makes durable what a record
     refers to (pictures); it and the writing happen beside the event loop. Raises `EngineFault` when
-    `MAX_LOST_IN_A_ROW` tries in a row were lost: what was answered is on the disk, what was lost will be tried again by
-    the next run. Every other error, too, leaves the log as good as it is.
+    `MAX_LOST_IN_A_ROW` tries in a row were lost, or all of a benchmark that has no answer yet: what was answered is on
+    the disk, what was lost will be tried again by the next run. Other errors, too, leave the log as good as it is.
     """
     wanted = [
         (problem, sample)
@@ -101,6 +101,11 @@ async def sample_missing(
             on_done(record)
 
     await _run_all([work() for _ in range(min(effort.max_running, len(wanted)))])
+    if lost and len(lost) == len(wanted) and log.done == log.lost:
+        raise EngineFault(
+            f"{benchmark}: every rollout was lost, the last one to: {lost[-1].fault}. Run the same command again once "
+            "this is mended."
+        )
     for record in lost:
         log.append(record)
         on_done(record)

@@ -27,6 +27,7 @@ from axpo.cli.benchmark_config import PROTOCOLS
 from axpo.cli.tools import build_tools, check_tools
 from axpo.codec import from_json, to_json
 from axpo.dialogue import Transcript, Verdict
+from axpo.errors import ConfigError
 from axpo.images import ContentImageStore
 from axpo.integrations.inspect_model import InspectChatModel, MessageBridge
 from axpo.rollout.chat import ChatSetup, run_chat
@@ -60,6 +61,11 @@ def _make_task(benchmark: Benchmark) -> Callable[..., Task]:
         tools: str = "image_zoom_in,python",
         judge: str | None = None,
     ) -> Task:
+        if protocol not in PROTOCOLS or preset not in ("axpo", "full"):
+            raise ConfigError(
+                f"{benchmark.name}: expected preset axpo or full and protocol {' or '.join(PROTOCOLS)}, got preset "
+                f"{preset!r} and protocol {protocol!r}."
+            )
         options = PROTOCOLS[protocol]
         num_samples = options["num_samples"] if samples is None else samples
         parts = _load(benchmark, data=data, preset=preset, limit=limit, tools=tools, options=options)

@@ -242,18 +242,19 @@ def _compact(path: Path) -> None:
     """Drop what an interrupted write left, and the lines of finished rollouts."""
     if not path.exists():
         return
-    done: set[str] = set()
+    done: dict[str, int] = {}
+    """Where the last line stands that says so; a rollout that was given up may have begun anew behind it."""
     size = 0
     for (start, length), line in _read_lines(path):
         size = start + length
         if line.get("is_done"):
-            done.add(line["rollout"])
+            done[line["rollout"]] = start
     if not done and size == path.stat().st_size:
         return
     partial = path.with_name(f"{path.name}.partial")
     with path.open("rb") as source, partial.open("wb") as target:
         for (start, length), line in _read_lines(path):
-            if line["rollout"] not in done:
+            if start > done.get(line["rollout"], -1):
                 source.seek(start)
                 target.write(source.read(length))
         target.flush()
