@@ -14,10 +14,11 @@ from pathlib import Path
 from axpo import __version__
 from axpo.cli.diagnose import add_arguments as add_diagnose_arguments
 from axpo.cli.probe import add_arguments as add_probe_arguments
-from axpo.errors import AxpoError, UserError
+from axpo.errors import AlarmError, AxpoError, UserError
 
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
+EXIT_ALARM = 4
 EXIT_INTERRUPTED = 130
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -29,7 +30,8 @@ _OVERRIDES = "Any option of the configuration: --table.option VALUE, for example
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 done, 2 a mistake of the user, 3 `axpo diagnose --fail-if` holds, 130 interrupted, 1 anything else.
+    0 done, 2 a mistake of the user, 3 `axpo diagnose --fail-if` holds, 4 an alarm of `--stop-on` was
+    raised, 130 interrupted, 1 anything else.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -69,6 +71,9 @@ def _build_parser() -> argparse.ArgumentParser:
         command.epilog = _OVERRIDES
         command.add_argument("config", type=Path, metavar="CONFIG.toml")
         command.add_argument("--resume", action="store_true", help="go on after the last checkpoint of the run")
+        command.add_argument(
+            "--stop-on", metavar="NAMES", help="alarms that end the run, with commas (docs/metrics.md)"
+        )
     _add_eval(add("eval", _evaluate, "Pass@k and tool use: on data.eval of a configuration, or on benchmarks."))
     command = add("eval-compare", _compare, "Two evaluations on the same questions, with intervals of the difference.")
     command.prog = "axpo eval compare"
@@ -142,6 +147,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from axpo.cli.overrides import load_config
     from axpo.trainer.config import check_resampling
 
+    if arguments.stop_on is not None:
+        arguments.overrides["train.stop_on"] = arguments.stop_on
     config = load_config(arguments.config, arguments.overrides)
     if arguments.command == "train":
         check_resampling(config, origin=str(arguments.config))
@@ -322,7 +329,7 @@ def _guard(run: Callable[[], None], *, folder: Path, resume_line: str | None = N
         print(f"error: {error}\nrun folder: {folder}", file=sys.stderr)
         if resume_line:
             print(f"go on with: {resume_line}", file=sys.stderr)
-        return EXIT_FAULT
+        return EXIT_ALARM if isinstance(error, AlarmError) else EXIT_FAULT
     return 0
 
 
