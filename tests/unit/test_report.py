@@ -137,7 +137,7 @@ def test_scripts_set_text_and_never_markup() -> None:
         found = re.findall(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|Function\(|fetch\(", path.read_text()
         )
-        assert found == [], path.name
+        assert found == (["fetch("] if path.name == "watch.js" else []), path.name
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+_EDGE = re.compile(r" \|(?= )")
+"""Between two cells; a bar inside of one has no spaces around it."""
 _NAME = re.compile(r"`([^`]+)`")
 SOURCES = ("docs/metrics.md", "docs/report.md", "docs/diagnose.md")
 
@@ -28,7 +30,7 @@ def parse_definitions(markdown: str) -> dict[str, str]:
     found: dict[str, str] = {}
     heading: list[str] = []
     for line in markdown.splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")] if line.startswith("|") else []
+        cells = [cell.strip() for cell in _EDGE.split(line.strip().strip("|"))] if line.startswith("|") else []
         name = _NAME.fullmatch(cells[0]) if cells else None
         if not cells:
             heading = []

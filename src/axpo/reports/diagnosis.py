@@ -17,12 +17,15 @@ from axpo.diagnostics.intervals import Rate
 from axpo.errors import ConfigError
 from axpo.reports.definitions import define, load_definitions
 from axpo.reports.diagnosis_views import (
+    AFTER_RESAMPLING,
     Bar,
     Cell,
     LengthScale,
     bars,
     cell,
     length_scale,
+    number_text,
+    percent_text,
     step_curves,
     step_rows,
 )
@@ -127,14 +130,14 @@ def build_diagnosis_page(diagnosis: Diagnosis) -> str:
         scripts=_SCRIPTS,
         styles=[color_rules(_COLORS), *map(read_static, ("uplot.min.css", "report.css", "diagnosis.css"))],
         data={
-            "page": _page_data([names[place] for place in drawn]),
+            "page": _page_data(_labels([names[place] for place in drawn])),
             "curves": step_curves([parts[place] for place in drawn], explain),
         },
         diagnosis=diagnosis,
         dumps=dumps,
         names=names,
         others=[
-            (names[place], part, verdict(part), _cells(part, _MAIN, explain))
+            (names[place], _verdict(part), _cells(part, _MAIN, explain))
             for place, part in enumerate(parts[:MAX_ROWS])
             if place >= MAX_DUMPS
         ],
@@ -202,6 +205,18 @@ def _names(parts: Sequence[PartDiagnosis]) -> list[str]:
     return ["/".join(words[shared:]) for words in split]
 
 
+def _labels(names: Sequence[str]) -> list[str]:
+    """Without what all end in: `axpo-0` and `grpo-0` of `axpo-0/train-*.jsonl` and `grpo-0/train-*.jsonl`."""
+    split = [name.split("/") for name in names]
+    while len(split) > 1 and all(len(words) > 1 and words[-1] == split[0][-1] for words in split):
+        split = [words[:-1] for words in split]
+    return ["/".join(words) for words in split]
+
+
+def _verdict(part: PartDiagnosis) -> str:
+    return verdict(part).replace(" %", "\u00a0%")
+
+
 def _page_data(labels: Sequence[str]) -> dict[str, Any]:
     return {
         "arms": [{"label": label, "seeds": [0]} for label in labels],
@@ -215,16 +230,16 @@ def _dump(part: PartDiagnosis, color: int, explain: _Explainer) -> DumpView:
     without = ("no_signal_one_sample", "no_signal_all_right", "no_signal_all_wrong")
     rest = counts["groups"] - sum(counts[name] for name in without)
     groups = {
-        "one sample only": (counts[without[0]], explain(without[0])),
+        "one sample": (counts[without[0]], explain(without[0])),
         "all right": (counts[without[1]], explain(without[1])),
         "all wrong": (counts[without[2]], explain(without[2])),
-        "with signal, or without rewards": (rest, explain("with_signal")),
+        "others": (rest, explain("with_signal")),
     }
     columns = ("tool_use_rate", "all_wrong_tool", "all_wrong_no_tool", "accuracy", "zero_signal", "failure_rate")
     return DumpView(
         part=part,
         color=color,
-        verdict=verdict(part),
+        verdict=_verdict(part),
         facts=_facts(part, explain),
         main=_cells(part, _MAIN, explain, keep_all=True),
         sections=[(title, rows) for title, names in _SECTIONS.items() if (rows := _cells(part, names, explain))],
@@ -263,7 +278,8 @@ def _cells(part: PartDiagnosis, names: Sequence[str], explain: _Explainer, *, ke
     return [
         cell(explain.title(name), rate, explain(name), is_share=explain.is_share(name), is_signed=name in _TITLES)
         for name, rate in found
-        if keep_all or rate.estimate is not None
+        if keep_all
+        or (rate.estimate is not None and (part.total.counts["continuations"] or name not in AFTER_RESAMPLING))
     ]
 
 
@@ -306,13 +322,16 @@ def _forecast(part: PartDiagnosis, explain: _Explainer) -> list[tuple[str, str, 
         ("Questions resampled", f"{recovery.num_questions:,}", "num_questions"),
     ]
     expected = [
-        ("Expected to recover", recovery.expected_recovered, "expected_recovered", ",.1f"),
-        ("By new rollouts instead", recovery.expected_fresh, "expected_fresh", ",.1f"),
-        ("Success of a tool use", recovery.tool_success, "tool_success", ".1%"),
-        ("Correlation within questions", recovery.correlation, "correlation", ".2f"),
+        ("Expected to recover", _decimal(recovery.expected_recovered), "expected_recovered"),
+        ("By new rollouts instead", _decimal(recovery.expected_fresh), "expected_fresh"),
+        ("Success of a tool use", percent_text(recovery.tool_success), "tool_success"),
+        ("Correlation within questions", number_text(recovery.correlation), "correlation"),
     ]
-    texts = [(name, "–" if value is None else format(value, spec), key) for name, value, key, spec in expected]
-    return [(name, text, explain(key)) for name, text, key in (*fixed, *texts)]
+    return [(name, text, explain(key)) for name, text, key in (*fixed, *expected)]
+
+
+def _decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}"
 
 
 def _missing(parts: Sequence[PartDiagnosis], names: Sequence[str]) -> list[tuple[Missing, str]]:

@@ -44,6 +44,10 @@ PANELS: Mapping[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
 """Section -> (title, caption, rates). Rates of one panel have one unit."""
 
 
+AFTER_RESAMPLING = ("all_wrong_tool_post", "restore_rate", "restore_rate_all", "reward_resampled")
+"""Rates that say something only where something was resampled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """A number with its interval. Places of its bar are in percent of the track; None where it has no bar."""
@@ -93,7 +97,9 @@ def cell(title: str, rate: Rate, meaning: str, *, is_share: bool, is_signed: boo
     show = percent_text if is_share else number_text
     has_interval = rate.low is not None and rate.high is not None
     interval = f"{show(rate.low)} to {show(rate.high)}" if has_interval else "no interval"
-    of = f"{rate.num_groups:,} groups" if is_signed else f"n = {rate.denominator:,.0f} in {rate.num_groups:,} groups"
+    groups = f"{rate.num_groups:,} {'group' if rate.num_groups == 1 else 'groups'}"
+    of = groups if is_signed else f"n = {rate.denominator:,.0f} in {groups}"
+    of = f"n = {groups}" if rate.denominator == rate.num_groups and not is_signed else of
     if rate.estimate is None:
         return Cell(title=title, meaning=meaning, text="–", interval="", of="")
     plain = Cell(title=title, meaning=meaning, text=show(rate.estimate), interval=interval, of=of)
@@ -195,7 +201,10 @@ def _with_interval(rate: Rate) -> str:
 def step_curves(parts: Sequence[PartDiagnosis], explain: Callable[[str], str]) -> dict[str, Any]:
     """What `curves.js` draws: panels with at least one value, and the series of each dump."""
     names = {name for panels in PANELS.values() for _, _, names in panels for name in names}
-    series = [_series(part.steps, sorted(names)) for part in parts]
+    series = [
+        _series(part.steps, sorted(names - set(() if part.total.counts["continuations"] else AFTER_RESAMPLING)))
+        for part in parts
+    ]
     known = {key for one in series for key in one["values"]}
     sections: list[dict[str, Any]] = []
     for title, panels in PANELS.items():
