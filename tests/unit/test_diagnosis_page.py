@@ -227,7 +227,7 @@ def test_reasons_failures_turns_and_steps_are_counted(record: Diagnosis, page: P
 def test_what_is_missing_or_malformed_is_said(record: Diagnosis, page: Page) -> None:
     for part in record.parts:
         for missing in part.missing:
-            assert missing.needed in page.text and missing.why[1:] in page.text
+            assert missing.needed.replace("`", "") in page.text and missing.why[1:] in page.text
     assert "no rollout has a reward" in page.text.lower()
     assert "1 malformed row left out" in page.text
     assert record.num_malformed == 1 and record.malformed[0] in page.text

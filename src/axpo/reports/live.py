@@ -56,6 +56,7 @@ class LiveReport:
     _token: str = field(default_factory=lambda: secrets.token_hex(4))
     _count: int = 0
     _snapshot: Snapshot | None = None
+    _awaited: str = ""
     _message: str = ""
     _seen: tuple[Fingerprint, ...] | None = None
     _not_before: float = 0.0
@@ -74,8 +75,8 @@ class LiveReport:
         return self._snapshot
 
     def status(self) -> dict[str, str]:
-        """What a page asks for: the newest `version`, and a `message` where something is amiss."""
-        return {"version": self.snapshot().version, "message": self._message}
+        """What a page asks for: the newest `version`, `awaited` runs, a `message` where something is amiss."""
+        return {"version": self.snapshot().version, "awaited": self._awaited, "message": self._message}
 
     def check(self) -> bool:
         """Render when files changed, somebody looks and the rest is over; says whether it did."""
@@ -115,9 +116,9 @@ class LiveReport:
 
     def _render(self) -> None:
         """What cannot be read leaves the page before as it is, and is told."""
-        ready = [run_dir for run_dir in self.run_dirs if not why_not(run_dir)]
-        self._message = "; ".join(f"{run_dir}: {why}" for run_dir in self.run_dirs if (why := why_not(run_dir)))
         try:
+            reasons = {run_dir: why_not(run_dir) for run_dir in self.run_dirs}
+            ready = [run_dir for run_dir, why in reasons.items() if not why]
             page = self._report(ready) if ready else self._waiting_page()
         except (AxpoError, OSError) as error:
             self._message = str(error)
@@ -125,6 +126,8 @@ class LiveReport:
             _log.exception("the report could not be written")
             self._message = f"The report could not be written: {type(error).__name__}: {str(error)[:300]}"
         else:
+            self._message = ""
+            self._awaited = "; ".join(f"{run_dir}: {why}" for run_dir, why in reasons.items() if why)
             self._publish(page)
 
     def _publish(self, page: str) -> None:
@@ -142,14 +145,18 @@ class LiveReport:
         return build_page(run_dirs, thumbnails=thumbnails, live=self._live())
 
     def _waiting_page(self) -> str:
+        states = [(run_dir, why_not(run_dir)) for run_dir in self.run_dirs]
+        is_there = any(not why for _, why in states)
         return render_page(
             "waiting.html.j2",
             scripts=("page.js", "watch.js"),
             styles=[read_static("report.css")],
             data={"page": {"definitions": {}}, "live": self._live()},
             live=True,
-            runs=[(run_dir, why_not(run_dir) or "being read") for run_dir in self.run_dirs],
-            message=self._message,
+            heading="Reading the run" if is_there else "Waiting for the first step",
+            text="The report appears here by itself"
+            + (" in a moment." if is_there else " once the run has written it."),
+            runs=[(run_dir, why or "being read") for run_dir, why in states],
         )
 
 

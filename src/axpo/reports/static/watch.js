@@ -9,7 +9,7 @@ const put = (name, value) => sessionStorage.setItem(`axpo-watch-${name}`, value)
 
 let lastTouched = -Infinity;
 let hasActed = false;
-let newest = { version: live.version, message: "" };
+let newest = { version: live.version, awaited: "", message: "" };
 let isLost = false;
 
 const isPaused = () => shelf("paused") === "yes";
@@ -22,7 +22,7 @@ function tellLive() {
   liveButton.textContent = isLost ? "✕ not connected" : newest.message ? `! ${isPaused() ? "paused" : "live"}${at}`
     : isPaused() ? `❚❚ paused${at}${isNewer ? " · newer" : ""}` : `● live${at}`;
   liveButton.title = isLost ? "No answer: axpo watch has ended, or the machine is out of reach. Asking on."
-    : newest.message || (isPaused() ? "This page stands still. Press to follow the run." : "This page follows the run. Press to hold it still.");
+    : newest.message || `${newest.awaited ? `Awaited: ${newest.awaited}. ` : ""}${(isPaused() ? "This page stands still. Press to follow the run." : "This page follows the run. Press to hold it still.")}`;
   liveButton.setAttribute("aria-pressed", String(!isPaused()));
   for (const line of document.querySelectorAll("[data-message]")) line.textContent = newest.message;
 }
