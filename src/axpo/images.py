@@ -69,7 +69,7 @@ class ContentImageStore:
     def add_image(self, image: Image) -> ImageRef:
         """Store a picture made in memory, as PNG."""
         buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, format="PNG", compress_level=1)
+        to_rgb(image).save(buffer, format="PNG", compress_level=1)
         return self.add_bytes(buffer.getvalue())
 
     def load(self, ref: ImageRef) -> Image:
@@ -115,9 +115,13 @@ class ContentImageStore:
         from PIL import ImageOps
 
         with PilImage.open(io.BytesIO(self._read(sha256)), formats=FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            # Pillow warns of a palette with transparent colours unless it goes through RGBA; the colours are the same
-            return (upright.convert("RGBA") if upright.mode == "P" else upright).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image) -> Image:
+    """In RGB, transparency left out."""
+    # Pillow warns of a palette with transparent colours unless it goes through RGBA; the colours are the same
+    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
 def _probe(data: bytes, origin: str) -> tuple[int, int, str]:

@@ -386,6 +386,25 @@ class TestRefusals:
             world.model(**options)
 
 
+class TestRoomsName:
+    def test_a_service_that_wants_the_newer_name_gets_it_from_then_on(self, world: World) -> None:
+        def respond(request: Request) -> Reply:
+            if "max_tokens" in request.json:
+                return error(400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+                                  "'max_completion_tokens' instead.", code="unsupported_parameter")  # fmt: skip
+            return Reply(body=DONE)
+
+        world.server.respond = respond
+        assert world.reply().message.text == "Four."
+        assert [fields.get("max_completion_tokens") for fields in world.sent] == [None, 50]
+
+    def test_a_service_that_takes_neither_is_a_fault(self, world: World) -> None:
+        world.server.respond = lambda _: error(400, "max_completion_tokens and max_tokens: both are unsupported")
+        with pytest.raises(EngineFault, match="both are unsupported"):
+            world.reply()
+        assert len(world.server.requests) == 2
+
+
 class TestFullContext:
     @pytest.mark.parametrize(
         "reply",

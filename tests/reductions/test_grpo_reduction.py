@@ -21,6 +21,7 @@ from axpo.cli.build import (
 )
 from axpo.cli.main import main
 from axpo.cli.overrides import load_config, split_overrides
+from axpo.images import ContentImageStore
 from axpo.rollout.collect import sample_groups
 from axpo.trainer.checkpoint import restore_checkpoint
 from axpo.trainer.sources import select_items
@@ -64,7 +65,7 @@ def train_grpo_by_hand(out: Path) -> tuple[dict[str, torch.Tensor], int]:
     """Weights after five steps of sampling, plain rows and updates; and how many questions AXPO would have taken."""
     words = words_of(**OPTIONS, **GRPO, run__output_dir=out)
     config = load_config(Path("config.toml"), split_overrides(words)[1])
-    parts = build_parts(config, folder=out)
+    parts = build_parts(config, store=ContentImageStore(out))
     problems = load_train_problems(parts)
     policy = build_policy(parts, has_reference=True)
     optimizer = build_optimizer(policy, config)
@@ -90,7 +91,7 @@ def train_grpo_by_hand(out: Path) -> tuple[dict[str, torch.Tensor], int]:
 def train_with_command(out: Path, **options: Any) -> dict[str, torch.Tensor]:
     assert main(["train", "config.toml", *words_of(**OPTIONS, **options, run__output_dir=out)]) == 0
     config = load_config(out / "config.toml")
-    policy = build_policy(build_parts(config, folder=out), has_reference=False)
+    policy = build_policy(build_parts(config, store=ContentImageStore(out)), has_reference=False)
     restore_checkpoint(
         out / "checkpoints" / f"step-{NUM_STEPS:06d}", policy=policy, optimizer=build_optimizer(policy, config)
     )

@@ -75,7 +75,7 @@ def test_loss_and_gradient_are_those_of_transformers(
         train__learning_rate=0, train__max_grad_norm=1e9, train__tokens_per_micro_batch=tokens_per_micro_batch
     )
     config = load_config(Path("config.toml"), split_overrides(options)[1])
-    parts = build_parts(config, folder=tmp_path)
+    parts = build_parts(config, store=ContentImageStore(tmp_path))
     source = DemonstrationSource(
         conversations(parts.store, workshop),
         renderer=parts.renderer,

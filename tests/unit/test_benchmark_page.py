@@ -130,6 +130,18 @@ def test_different_question_counts_stand_beside_each_other() -> None:
     assert table.columns[0].size == "N = 4 / 2"
 
 
+def test_runs_of_one_method_make_one_row_whose_interval_knows_that_runs_differ() -> None:
+    table = build_paper_table(
+        [("ours", _method(1, 0.5, 0)), ("theirs", _method(1, 1, 1)), ("ours", _method(0, 0.5, 1))]
+    )
+    assert [label for label, _ in table.sections[0].rows] == ["ours (2 runs)", "theirs"]
+    ours = table.sections[0].rows[0][1]
+    assert [cell.interval.estimate for cell in ours] == pytest.approx([1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 2])
+    assert (ours[0].interval.low, ours[0].interval.high) == (0.0, 1.0)  # one run all right, the other all wrong
+    with pytest.raises(DataError, match="its 2 runs were not asked the same questions"):
+        build_paper_table([("ours", [_summary(1, asked=4)]), ("ours", [_summary(1, asked=2)])])
+
+
 def test_labels_stay_text_in_both_formats() -> None:
     table = build_paper_table([("<b>a|b</b> *", [_summary(1, title="V*")])])
     assert "| &lt;b>a\\|b&lt;/b> \\* |" in paper_markdown(table)

@@ -211,6 +211,22 @@ def test_a_judge_is_asked_only_where_no_rule_decides() -> None:
     assert [j.is_correct for j in judged] == [True, True, True, False]
 
 
+def test_a_judge_takes_as_many_questions_at_once_as_it_likes() -> None:
+    async def judge() -> int:
+        asked, everybody = [0], asyncio.Event()
+
+        async def ask(of: Problem, undecided: Verdict, final_text: str) -> Verdict:
+            asked[0] += 1
+            if asked[0] == 40:
+                everybody.set()
+            await asyncio.wait_for(everybody.wait(), timeout=5)
+            return Verdict(is_correct=True, rule="judge")
+
+        return len(await judge_all([problem("a")], rollouts_of(*["hm"] * 40), score=score, ask_judge=ask))
+
+    assert asyncio.run(judge()) == 40
+
+
 def test_verdicts_are_json(tmp_path: Path) -> None:
     from axpo.evaluation.folder import write_verdicts
 

@@ -91,3 +91,13 @@ def test_unknown_option_names_its_nearest() -> None:
         check_option("train.stepz")
     check_option("algorithm.kl_coef")
     assert len(option_names()) <= 66
+
+
+def test_names_are_a_list_or_one_text_with_commas() -> None:
+    for written in (["image_zoom_in", "python"], "image_zoom_in, python"):
+        assert parse_config({"model": MODEL, "data": {"tools": written}}, origin="c").data.tools == (
+            "image_zoom_in",
+            "python",
+        )
+    with pytest.raises(ConfigError, match=r"data\.tools: expected list, got 3"):
+        parse_config({"model": MODEL, "data": {"tools": 3}}, origin="c")

@@ -86,3 +86,14 @@ def test_formats_that_start_other_programs_are_refused() -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(DataError, match="not a readable image"):
         ContentImageStore().add_bytes(eps)
+
+
+def test_a_palette_with_transparent_colours_is_read_without_a_warning() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", transparency=bytes([0, 255]))
+    store = ContentImageStore()
+    loaded = store.load(store.add_bytes(buffer.getvalue()))
+    assert (loaded.getpixel((0, 0)), loaded.getpixel((1, 0))) == ((255, 0, 0), (0, 0, 255))

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from axpo.trainer.config import Config, OptionalText, Positive, Table
+from axpo.trainer.config import Config, Names, OptionalText, Positive, Table
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "axpo": {
@@ -27,8 +27,27 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "max_tool_turns": 5,
         "max_response_tokens": 40960,
     },
+    "mini": {
+        "num_samples": 4,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "presence_penalty": 0.0,
+        "max_tool_turns": 3,
+        "max_response_tokens": 272,
+    },
 }
-"""Values of `[eval]`: `axpo` as the paper evaluates, `qwen` as the cards of Qwen3-VL-Thinking advise for pictures."""
+"""Values of `[eval]`: `axpo` as the paper evaluates, `qwen` as the cards of Qwen3-VL-Thinking advise for pictures,
+`mini` as the checkpoint that ships was trained: under the paper's presence penalty it cannot end a turn.
+"""
+MINI_TOOLS: dict[str, Any] = {
+    "tools": ["image_zoom_in", "python", "search"],
+    "tool_options": {
+        "image_zoom_in": {"min_pixels": 9216, "max_pixels": 9216},
+        "search": {"index": "mini:corpus"},
+    },
+}
+"""The tools that the checkpoint that ships knows (`recipes/mini_cpu/mixed.toml`)."""
 
 
 class EndpointConfig(Table):
@@ -50,7 +69,7 @@ class EndpointConfig(Table):
     """Where pictures of tool results go: into a user message behind them (OpenAI), or into the tool message (vLLM)."""
     send_reasoning: bool = False
     """Send the thinking of earlier turns back as `reasoning_content`."""
-    omit: tuple[str, ...] = ()
+    omit: Names = ()
     """Request fields that the service refuses, such as `top_k` or `seed`."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further request fields."""
@@ -69,7 +88,7 @@ class JudgeConfig(Table):
     timeout_s: float = Field(default=120.0, gt=0)
     max_retries: int = Field(default=5, ge=0)
     max_concurrent: Positive = 16
-    omit: tuple[str, ...] = ()
+    omit: Names = ()
     """Request fields that the service refuses, such as `temperature`."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,16 @@ from axpo.benchmarks.benchmark import Benchmark, Preset, folder_of
 from axpo.benchmarks.hub import resolve
 from axpo.benchmarks.judge import Judge
 from axpo.benchmarks.registry import find_benchmark
-from axpo.cli.benchmark_config import PROTOCOLS, BenchmarkConfig
+from axpo.cli.benchmark_config import MINI_TOOLS, PROTOCOLS, BenchmarkConfig
 from axpo.cli.benchmark_results import write_results
 from axpo.cli.build import MINI
 from axpo.cli.console import RunConsole
-from axpo.cli.folders import check_unchanged, hold_folder
+from axpo.cli.folders import check_not_taken, check_unchanged, hold_folder
 from axpo.cli.overrides import lay_over
 from axpo.cli.samplers import open_judge_model, open_sampler
 from axpo.diagnostics.recorder import RunRecorder
 from axpo.dialogue import Transcript, Verdict
-from axpo.errors import ConfigError
+from axpo.errors import ConfigError, DataError
 from axpo.evaluation.folder import Manifest, read_manifest, write_manifest, write_problems, write_verdicts
 from axpo.evaluation.log import RolloutLog, drop_lost, read_log
 from axpo.evaluation.sampling import Effort, sample_missing
@@ -83,7 +84,7 @@ def read_request(arguments: argparse.Namespace) -> Request:
     if arguments.limit is not None and arguments.limit < 1:
         raise ConfigError(f"--limit: expected at least one question, got {arguments.limit}.")
     config = _read_config(arguments)
-    label = arguments.label or re.sub(r".*/(?=[^/])", "", config.model.path.rstrip("/"))
+    label = arguments.label or _name_of(config.model.path)
     return Request(
         benchmarks=benchmarks,
         sources=_read_sources(arguments.data, benchmarks),
@@ -97,10 +98,22 @@ def read_request(arguments: argparse.Namespace) -> Request:
     )
 
 
+def _name_of(model: str) -> str:
+    """The last part of a path or a hub id; of a run's checkpoint the run's.
+
+    >>> _name_of("Qwen/Qwen3-VL-2B-Thinking"), _name_of("/runs/mine/checkpoints/step-000060/model")
+    ('Qwen3-VL-2B-Thinking', 'mine')
+    """
+    in_run = re.search(r"([^/]+)/checkpoints/step-\d+(/model)?/*$", model)
+    return in_run[1] if in_run else re.sub(r".*/(?=[^/])", "", model.rstrip("/"))
+
+
 def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     """A protocol named on the command line beats the file; single options beat both."""
     defaults: dict[str, dict[str, Any]] = {}
-    if arguments.config is None:
+    if arguments.config is None and is_mini(arguments.model):
+        defaults = {"eval": PROTOCOLS["mini"], "data": MINI_TOOLS}
+    elif arguments.config is None:
         defaults = {"eval": PROTOCOLS["axpo"], "data": {"tools": DEFAULT_TOOLS}}
     given = {} if arguments.protocol is None else PROTOCOLS[arguments.protocol]
     overrides = {f"eval.{name}": str(value) for name, value in given.items()}
@@ -117,9 +130,14 @@ def _read_config(arguments: argparse.Namespace) -> BenchmarkConfig:
     return lay_over(arguments.config, overrides, kind=BenchmarkConfig, defaults=defaults)
 
 
+def is_mini(name: str | None) -> bool:
+    """True for the checkpoints that ship with the package."""
+    return name is not None and (name == MINI or name.startswith(f"{MINI}:"))
+
+
 def model_path(name: str) -> str:
     """The model folder of a run or a checkpoint; hub ids and `mini` as they are. Raises `CheckpointError`."""
-    is_folder = not name.startswith(MINI) and Path(name).is_dir()
+    is_folder = not is_mini(name) and Path(name).is_dir()
     return str(find_model(Path(name)).resolve()) if is_folder else name
 
 
@@ -149,11 +167,15 @@ def _read_sources(words: Sequence[str], benchmarks: Sequence[Benchmark]) -> dict
 def run_benchmarks(request: Request, *, console: RunConsole) -> None:
     """Sample what is missing, judge everything, write the results. Raises what a user has to mend before any of it."""
     known = read_manifest(request.folder)
-    if known is not None:
+    if known is None:
+        check_not_taken(request.folder)
+    else:
         _check_same(known, request)
     store = ContentImageStore(request.folder / "images")
     commits, problems = _load_problems(request, store)
     with hold_folder(request.folder):
+        for name in problems:
+            _check_asked(request.folder / "rollouts" / f"{name}.jsonl", problems[name])
         manifest = _manifest(request, commits, known)
         write_manifest(request.folder, manifest)
         write_atomically(request.folder / "config.toml", [format_toml(request.config)])
@@ -161,7 +183,7 @@ def run_benchmarks(request: Request, *, console: RunConsole) -> None:
         for benchmark in request.benchmarks:
             write_problems(request.folder, benchmark.name, problems[benchmark.name])
         asyncio.run(_sample_and_judge(request, problems, store, console))
-        write_results(request.folder, judge=request.config.judge.model or "", console=console)
+        write_results(request.folder, console=console)
 
 
 def _load_problems(
@@ -187,6 +209,14 @@ def _with_system(problem: Problem, prompt: str | None) -> Problem:
 
 
 async def _sample_and_judge(
+    request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
+) -> None:
+    async with _open_judge(request, store) as judge:  # first: what is wrong with it shows before anything is sampled
+        await _sample(request, problems, store, console)
+        await _judge(request, problems, judge, console)
+
+
+async def _sample(
     request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
 ) -> None:
     config, folder = request.config, request.folder
@@ -220,7 +250,6 @@ async def _sample_and_judge(
     finally:
         for log in logs.values():
             log.close()
-    await _judge(request, problems, store, console)
 
 
 def _open_log(request: Request, benchmark: Benchmark) -> RolloutLog:
@@ -236,38 +265,43 @@ def _persist(transcript: Transcript, store: ContentImageStore) -> None:
             store.persist(block.image)
 
 
-async def _judge(
-    request: Request, problems: Mapping[str, tuple[Problem, ...]], store: ContentImageStore, console: RunConsole
-) -> None:
-    judge_config = request.config.judge
-    judge = model = None
-    if judge_config.url is not None and judge_config.model is not None:
-        model = open_judge_model(judge_config.url, judge_config.model, judge_config, store=store)
-        judge = Judge(
-            model,
-            model_name=judge_config.model,
-            cache_path=request.folder / "judge.jsonl",
-            max_concurrent=judge_config.max_concurrent,
-        )
+@contextlib.asynccontextmanager
+async def _open_judge(request: Request, store: ContentImageStore) -> AsyncGenerator[Judge | None]:
+    """The judge that the configuration names; None without. Raises `ConfigError`."""
+    config = request.config.judge
+    if config.url is None or config.model is None:
+        yield None
+        return
+    model = open_judge_model(config.url, config.model, config, store=store)
     try:
-        for benchmark in request.benchmarks:
-            wanted = {
-                (problem.id, i) for problem in problems[benchmark.name] for i in range(request.config.eval.num_samples)
-            }
-            log = read_log(request.folder / "rollouts" / f"{benchmark.name}.jsonl")
-            rollouts = [rollout for rollout in log if (rollout.problem_id, rollout.sample) in wanted]
-            console.start_rollouts(f"judging {benchmark.title}", len(rollouts))
-            judged = await judge_all(
-                problems[benchmark.name],
-                rollouts,
-                score=(request.is_official and benchmark.score_official) or benchmark.score,
-                ask_judge=_ask(judge, benchmark),
-                on_done=console.on_rollout,
-            )
-            write_verdicts(request.folder, benchmark.name, judged)
+        yield Judge(
+            model,
+            model_name=config.model,
+            cache_path=request.folder / "judge.jsonl",
+            max_concurrent=config.max_concurrent,
+        )
     finally:
-        if model is not None:
-            await model.close()
+        await model.close()
+
+
+async def _judge(
+    request: Request, problems: Mapping[str, tuple[Problem, ...]], judge: Judge | None, console: RunConsole
+) -> None:
+    for benchmark in request.benchmarks:
+        wanted = {
+            (problem.id, i) for problem in problems[benchmark.name] for i in range(request.config.eval.num_samples)
+        }
+        log = read_log(request.folder / "rollouts" / f"{benchmark.name}.jsonl")
+        rollouts = [rollout for rollout in log if (rollout.problem_id, rollout.sample) in wanted]
+        console.start_rollouts(f"judging {benchmark.title}", len(rollouts))
+        judged = await judge_all(
+            problems[benchmark.name],
+            rollouts,
+            score=(request.is_official and benchmark.score_official) or benchmark.score,
+            ask_judge=_ask(judge, benchmark),
+            on_done=console.on_rollout,
+        )
+        write_verdicts(request.folder, benchmark.name, judged)
 
 
 def _ask(judge: Judge | None, benchmark: Benchmark) -> AskJudge | None:
@@ -316,6 +350,8 @@ def _info(request: Request, benchmark: Benchmark) -> BenchmarkInfo:
         needs_tool=benchmark.needs_tool,
         preset=request.preset,
         expected_size=None if request.limit else benchmark.sizes.get(request.preset),
+        is_official=request.is_official and benchmark.score_official is not None,
+        judge=request.config.judge.model or "",
     )
 
 
@@ -329,3 +365,20 @@ def _check_same(known: Manifest, request: Request) -> None:
                 "that, or choose another folder with --out."
             )
     check_unchanged(request.folder, request.config)
+
+
+def _check_asked(log: Path, problems: Sequence[Problem]) -> None:
+    """Raise `DataError` when a recorded dialogue began with another question than the one that has its id now.
+
+    Answers may change: they are judged anew. Questions that are gone are not counted, new ones are sampled.
+    """
+    by_id = {problem.id: problem for problem in problems}
+    for rollout in read_log(log):
+        problem = by_id.get(rollout.problem_id)
+        transcript = rollout.transcript
+        if problem is not None and transcript is not None and transcript.prompt != problem.messages:
+            raise DataError(
+                f"{log}: the dialogues with question {problem.id} began with other words or pictures than the data "
+                "have under this id now. Put the question back, give the new one an id of its own, or choose another "
+                "folder with --out."
+            )

@@ -35,7 +35,7 @@ class Scores:
     summaries: tuple[BenchmarkSummary, ...]
 
 
-def write_results(folder: Path, *, judge: str, console: RunConsole) -> None:
+def write_results(folder: Path, *, console: RunConsole) -> None:
     """Numbers, table and page of a folder whose rollouts are judged; the numbers on the terminal."""
     manifest, results = read_results(folder)
     summaries = tuple(
@@ -46,7 +46,7 @@ def write_results(folder: Path, *, judge: str, console: RunConsole) -> None:
             num_samples=manifest.num_samples,
             seed=manifest.seed,
             tools=manifest.tools,
-            judge=judge,
+            judge=result.info.judge,
         )
         for result in results
     )
@@ -90,11 +90,18 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, str]:
         "Sampling": sampling,
         "Limits": f"{options.max_tool_turns} tool turns, {options.max_response_tokens} tokens",
         "Tools": ", ".join(manifest.tools) or "none",
-        "Rules": "the authors'" if manifest.is_official else "axpo's",
+        "Rules": _rules(manifest),
         "Started": str(info.get("started_at", "")),
         "Commit": str(info.get("commit") or "not from a checkout"),
         "Machine": f"{info.get('machine', '')}, {info.get('device', '')}",
     }
+
+
+def _rules(manifest: Manifest) -> str:
+    official = [info.title for info in manifest.benchmarks if info.is_official]
+    if not official:
+        return "axpo's"
+    return "the authors'" if len(official) == len(manifest.benchmarks) else f"the authors' for {', '.join(official)}"
 
 
 def read_scores(folder: Path) -> Scores:

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `axpo diagnose`."""
     from axpo.diagnostics.importers import FORMATS
 
-    parser.add_argument("paths", type=Path, nargs="+", metavar="FILE_OR_DIR")
+    parser.add_argument("paths", type=Path, nargs="*", metavar="FILE_OR_DIR")
     parser.add_argument("--format", metavar="NAME", help=f"one of {', '.join(FORMATS)}; default: from the first rows")
     parser.add_argument(
         "--map",

@@ -68,6 +68,17 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
         )
 
 
+def check_not_taken(folder: Path) -> None:
+    """Refuse to record an evaluation over a training run or whatever else lies there. Raises `ConfigError`."""
+    names = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "table.md", "report.html")
+    taken = [name for name in (*names, "rollouts", "problems", "verdicts", "journal.jsonl") if (folder / name).exists()]
+    if taken:
+        raise ConfigError(
+            f"--out: {folder} holds {taken[0]} and no eval.json, so it is no evaluation to go on with. Choose another "
+            "folder."
+        )
+
+
 def check_unchanged(folder: Path, config: BenchmarkConfig) -> None:
     """Refuse to go on with an evaluation under other options. Raises `ConfigError`."""
     saved = _flatten(lay_over(folder / "config.toml", {}, kind=BenchmarkConfig).model_dump(mode="json"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from axpo import __version__
 from axpo.cli.diagnose import add_arguments as add_diagnose_arguments
+from axpo.cli.probe import add_arguments as add_probe_arguments
 from axpo.errors import AxpoError, UserError
 
 EXIT_FAULT = 1
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = [f"eval-{words[1]}", *words[2:]]
         arguments = _build_parser().parse_args(words)
         arguments.words = given
-        if overrides and arguments.command not in ("train", "sft", "eval", "serve"):
+        takes_options = arguments.command in ("train", "sft", "eval", "serve") or getattr(arguments, "probe", None)
+        if overrides and not takes_options:
             raise UserError(f"axpo {arguments.command}: takes no --{next(iter(overrides))}")
         arguments.overrides = overrides
         return arguments.run(arguments)
@@ -75,6 +77,7 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="FILE", help="also write it there: .md or .html")
     command = add("diagnose", _diagnose, "Do these rollouts, of any trainer, have the gap? What would AXPO do?")
     add_diagnose_arguments(command)
+    add_probe_arguments(command)
     command = add("serve", _serve, "An OpenAI-compatible endpoint over a checkpoint, on this machine.")
     command.epilog = _OVERRIDES
     command.add_argument("--model", required=True, metavar="MODEL", help="a folder, a run, a hub id, or mini")
@@ -116,7 +119,11 @@ def _add_eval(command: argparse.ArgumentParser) -> None:
     of.add_argument("--model", metavar="MODEL", help="a folder, a run, a hub id, or what the endpoint calls it")
     of.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible service, as http://127.0.0.1:8000/v1")
     of.add_argument("--preset", choices=("axpo", "full"), default="axpo", help="the paper's subsets, or everything")
-    of.add_argument("--protocol", choices=("axpo", "qwen"), help="sampling and limits; default: CONFIG's, else axpo")
+    of.add_argument(
+        "--protocol",
+        choices=("axpo", "qwen", "mini"),
+        help="sampling and limits; default: CONFIG's, else axpo, or mini for the model that ships",
+    )
     of.add_argument("--limit", type=int, metavar="N", help="questions a benchmark, evenly spaced")
     of.add_argument("--no-tools", action="store_true", help="offer none")
     of.add_argument("--official", action="store_true", help="judge by the benchmarks' own rules")
@@ -198,6 +205,10 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> int:
 def _diagnose(arguments: argparse.Namespace) -> int:
     from axpo.cli.diagnose import run_diagnose
 
+    if bool(arguments.paths) == (arguments.probe is not None):
+        raise UserError("axpo diagnose: give FILE_OR_DIR of rollouts, or --probe CONFIG.toml.")
+    if arguments.probe is not None:
+        return _probe(arguments)
     return run_diagnose(
         arguments.paths,
         format=arguments.format,
@@ -208,6 +219,28 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         fail_if=arguments.fail_if,
         json_path=arguments.json,
     )
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from axpo.cli.overrides import load_config
+    from axpo.cli.probe import open_judge, probe_folder, run_probe
+
+    folder = arguments.out or probe_folder(load_config(arguments.probe, arguments.overrides))
+    judge = open_judge(arguments.judge_url, arguments.judge_model, arguments.judge_key_env)
+
+    def run() -> None:
+        run_probe(
+            arguments.probe,
+            arguments.checkpoint,
+            arguments.overrides,
+            num_questions=arguments.questions,
+            num_continuations=arguments.continuations,
+            max_prefixes=arguments.max_prefixes,
+            out=arguments.out,
+            judge=judge,
+        )
+
+    return _guard(run, folder=folder)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

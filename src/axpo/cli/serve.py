@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import tempfile
 import threading
 from collections.abc import Coroutine, Generator
@@ -59,8 +60,8 @@ class ChatServer:
         self._store = store
         self._context_tokens = context_tokens
         self._storing = threading.Lock()
-        self._loop = asyncio.new_event_loop()
         self._http = _Listener((host, port), _handler(self))
+        self._loop = asyncio.new_event_loop()
         self._threads = [
             threading.Thread(target=self._loop.run_forever, name="axpo-serve-loop", daemon=True),
             threading.Thread(target=self._http.serve_forever, args=(0.1,), name="axpo-serve-http", daemon=True),
@@ -167,14 +168,21 @@ def serve_checkpoint(config: Config, *, name: str, host: str, port: int) -> None
 
 
 def serve_until_interrupted(server: ChatServer) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C or SIGTERM. Call it in the main thread."""
+    stop = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        stop.set()
+
+    # set, not left to the default: a process that a shell started in the background would ignore Ctrl-C
+    known = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     server.start()
     try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        _log.info("interrupted")
+        stop.wait()
     finally:
         server.close()
+        for number, handler in known.items():
+            signal.signal(number, handler)
 
 
 async def _cancel_all() -> None:

@@ -7,11 +7,11 @@ import json
 import logging
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from axpo.engines.connections import Connections
 from axpo.engines.pictures import DataUrls
-from axpo.engines.refusals import ContextFull, RetryLater, bounded, refuse
+from axpo.engines.refusals import ContextFull, OtherTokensName, RetryLater, bounded, refuse
 from axpo.engines.wire import Fields, ReadCall, WireError, WireOptions, encode_fields, read_reply, request_fields
 from axpo.errors import ConfigError, EngineFault
 from axpo.http import HttpFailure, check_url, read_key
@@ -42,7 +42,7 @@ class HttpChatModel:
     up to `max_retries` times again, after `backoff_s` that double each time or as long as the service asks, a minute at
     most. When the conversation and the room asked for are more than the model takes, it is asked once more without a
     number of tokens; if that is too long too, the reply is empty and ends by "length", which is the dialogue's token
-    limit.
+    limit. A service that wants `max_completion_tokens` in the place of `max_tokens` says so once.
 
     `api_key_env` names the environment variable that holds the key. `extra_body` is added to every request and replaces
     what is there. `omit`: parameters that the service refuses. `max_image_px`: larger pictures are scaled down before
@@ -93,6 +93,7 @@ class HttpChatModel:
         self._urls = DataUrls(store, max_px=max_image_px, max_bytes=max_cached_bytes)
         self._connections = Connections(self._url, timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES)
         self._gate = asyncio.Semaphore(max_concurrent)
+        self._has_told_context = False
         self.stats = HttpStats()
 
     async def reply(self, request: ChatRequest) -> ChatReply:
@@ -110,7 +111,9 @@ class HttpChatModel:
             try:
                 return await self._ask(fields)
             except ContextFull as full:
-                _log.info("%s", full)
+                level = logging.INFO if self._has_told_context else logging.WARNING
+                self._has_told_context = True
+                _log.log(level, "%s The dialogue ends there, as at its token limit.", full)
                 return ChatReply(message=Message(role="assistant"), finish_reason="length")
 
     def effective_px(self, images: Iterable[ImageRef]) -> int:
@@ -130,7 +133,20 @@ class HttpChatModel:
         return {name: value for name, value in fields.items() if name not in self._omit} | self._extra_body
 
     async def _ask(self, fields: Fields) -> ChatReply:
-        """Ask until there is an answer. Raises as `reply`, and `ContextFull`."""
+        """Ask with the name that the service has for the room. Raises as `reply`, and `ContextFull`."""
+        try:
+            return await self._ask_until_answered(fields)
+        except OtherTokensName as other:
+            if "max_tokens" not in fields:
+                raise EngineFault(str(other)) from other
+        self._options = replace(self._options, max_tokens_name="max_completion_tokens")
+        fields["max_completion_tokens"] = fields.pop("max_tokens")
+        try:
+            return await self._ask_until_answered(fields)
+        except OtherTokensName as other:
+            raise EngineFault(str(other)) from other
+
+    async def _ask_until_answered(self, fields: Fields) -> ChatReply:
         body = encode_fields(fields)
         sent = [name for name in OPTIONAL if name in fields]
         for attempt in range(self._max_retries + 1):

@@ -52,6 +52,10 @@ class RetryLater(Exception):
         self.wait_s = wait_s
 
 
+class OtherTokensName(Exception):
+    """The service wants the room as `max_completion_tokens`, as OpenAI's newer models do."""
+
+
 class ContextFull(Exception):
     """The conversation, with the room asked for, is longer than the model takes."""
 
@@ -61,7 +65,7 @@ def refuse(answer: Answer, *, service: str, model: str, sent: Iterable[str], key
 
     `sent`: names of the parameters that a service may not know. `key` never appears in a message.
 
-    Raises `ConfigError`, `QuotaError`, `EngineFault`, `RetryLater` or `ContextFull`.
+    Raises `ConfigError`, `QuotaError`, `EngineFault`, `RetryLater`, `ContextFull` or `OtherTokensName`.
     """
     if answer.status == 200 and b'"error"' not in answer.body[:_HEAD_BYTES]:
         return
@@ -70,20 +74,23 @@ def refuse(answer: Answer, *, service: str, model: str, sent: Iterable[str], key
         return
     words = f"{code} {said}".lower()
     message = f"{service} answered HTTP {status}: {said or 'nothing'}"
+    sentence = message if message.endswith((".", "!", "?")) else f"{message}."
     if status == 402 or (status in (400, 403, 429) and _has(words, _USED_UP)):
-        raise QuotaError(f"{message} Its plan is used up: raise the limit there, then go on with --resume.")
+        raise QuotaError(f"{sentence} Its plan is used up: raise the limit there, then run the same command again.")
     if status in (401, 403):
-        raise ConfigError(f"{message} {key_hint}")
+        raise ConfigError(f"{sentence} {key_hint}")
     if status in _TRANSIENT or status >= 500:
         raise RetryLater(message, wait_s=answer.retry_after_s)
+    if status in (400, 422) and "max_completion_tokens" in words and _has(words, _UNSUPPORTED):
+        raise OtherTokensName(message)
     if _has(words, _CONTEXT) or ("longer than" in words and "token" in words):
-        raise ContextFull(message)
+        raise ContextFull(sentence)
     if status == 404 or (status in (400, 422) and "model" in words and _has(words, _NO_MODEL)):
-        raise ConfigError(f"{message} Check the address {service} and the model's name {model!r}.")
+        raise ConfigError(f"{sentence} Check the address {service} and the model's name {model!r}.")
     if status in (400, 422) and (name := _unsupported(answer, words, sent)) is not None:
-        raise ConfigError(f"{message} Leave the parameter out: omit = [{name!r}].")
+        raise ConfigError(f"{sentence} Leave the parameter out: omit = [{name!r}].")
     if status == 413:
-        message = f"{message} The request is too large: set max_image_px."
+        message = f"{sentence} The request is too large: set max_image_px."
     raise EngineFault(message)
 
 

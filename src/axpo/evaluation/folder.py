@@ -35,10 +35,11 @@ class Manifest:
     preset: str
     limit: int | None
     is_official: bool
-    """Judged by the authors' own rules."""
+    """The last command judged by the authors' own rules; which benchmarks were is in `benchmarks`."""
     num_samples: int
     seed: int
     has_judge: bool
+    """The last command had one."""
     tools: tuple[str, ...]
 
 

@@ -29,6 +29,10 @@ class BenchmarkInfo:
     preset: str = "axpo"
     expected_size: int | None = None
     """Questions of the preset as published."""
+    is_official: bool = False
+    """Judged last by the authors' own rules."""
+    judge: str = ""
+    """Model that judged last; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,22 +32,26 @@ async def judge_all(
     max_running: int = 16,
     on_done: Callable[[], None] = lambda: None,
 ) -> tuple[JudgedRollout, ...]:
-    """A verdict for every rollout, in their order. Rollouts without a final text are wrong without being read."""
+    """A verdict for every rollout, in their order. Rollouts without a final text are wrong without being read.
+
+    `max_running`: rules at work at once; how many questions a judge takes at once is its own affair.
+    """
     by_id = {problem.id: problem for problem in problems}
     gate = asyncio.Semaphore(max_running)
 
     async def judge(rollout: SampledRollout) -> JudgedRollout:
+        final_text = rollout.transcript.final_text if rollout.transcript is not None else ""
         async with gate:
-            verdict = await _judge(rollout, by_id, score, ask_judge)
+            verdict = await _score(rollout, by_id, score)
+        if ask_judge is not None and not verdict.is_decided:
+            verdict = await ask_judge(by_id[rollout.problem_id], verdict, final_text)
         on_done()
         return JudgedRollout(rollout=rollout, verdict=verdict)
 
     return tuple(await asyncio.gather(*(judge(rollout) for rollout in rollouts)))
 
 
-async def _judge(
-    rollout: SampledRollout, by_id: Mapping[str, Problem], score: Score, ask_judge: AskJudge | None
-) -> Verdict:
+async def _score(rollout: SampledRollout, by_id: Mapping[str, Problem], score: Score) -> Verdict:
     if rollout.transcript is None:
         return LOST
     final_text = rollout.transcript.final_text
@@ -56,7 +60,6 @@ async def _judge(
     problem = by_id[rollout.problem_id]
     try:
         async with asyncio.timeout(MAX_SCORE_S):
-            verdict = await run_in_daemon_thread(score, problem, final_text)
+            return await run_in_daemon_thread(score, problem, final_text)
     except TimeoutError:
         return Verdict(is_correct=False, rule="rule_timeout", note=f"no verdict within {MAX_SCORE_S:g} s")
-    return verdict if verdict.is_decided or ask_judge is None else await ask_judge(problem, verdict, final_text)

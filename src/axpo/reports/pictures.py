@@ -8,6 +8,8 @@ import re
 import warnings
 from pathlib import Path
 
+from axpo.images import to_rgb
+
 MAX_SIDE_PX = 480
 MAX_PICTURES = 150
 """Later pictures are left out: the page stays below a few megabytes."""
@@ -56,7 +58,7 @@ def _thumbnail(run_dir: Path, sha256: str) -> str | None:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.draft("RGB", (2 * MAX_SIDE_PX, 2 * MAX_SIDE_PX))
-                small = image.convert("RGB")
+                small = to_rgb(image)
         small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         small.save(buffer, format="JPEG", quality=80)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from axpo.images import FORMATS
+from axpo.images import FORMATS, to_rgb
 from axpo.types import ImageRef
 
 MAX_SIDE_PX = 340
@@ -206,7 +206,7 @@ def _reduce(path: Path, sha256: str, *, only_look: bool) -> Found | None:
                 if only_look:
                     return Found(path=path, thumbnail="", suffix=suffix, lost_pixels=True)
                 image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
-                small = ImageOps.exif_transpose(image).convert("RGB")
+                small = to_rgb(ImageOps.exif_transpose(image))
         small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         small.save(buffer, format="WEBP", quality=62, method=2)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):

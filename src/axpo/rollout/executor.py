@@ -150,7 +150,7 @@ class ToolExecutor:
     async def close_rollout(self, context: ToolContext) -> None:
         """Release what tools hold for the rollout. Their errors are logged: the rollout is over."""
         stateful = {name: tool for name, tool in self.tools.items() if isinstance(tool, StatefulTool)}
-        closings = [asyncio.wait_for(tool.close_rollout(context), CLOSE_TIMEOUT_S) for tool in stateful.values()]
+        closings = [_close_rollout(tool, context) for tool in stateful.values()]
         for name, error in zip(stateful, await asyncio.gather(*closings, return_exceptions=True), strict=True):
             if isinstance(error, Exception):
                 _log.warning("tool %s: closing rollout %s: %r", name, context.rollout_id, error)
@@ -279,3 +279,8 @@ def _checked_content(content: Any) -> tuple[Content, ...]:
     if not blocks or not all(isinstance(block, Content) for block in blocks):
         raise TypeError(f"expected a tuple of at least one axpo.types.Content from a tool, got {content!r:.80}")
     return blocks
+
+
+async def _close_rollout(tool: StatefulTool, context: ToolContext) -> None:
+    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+        await tool.close_rollout(context)

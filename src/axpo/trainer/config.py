@@ -20,6 +20,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 OptionalText = Annotated[str | None, BeforeValidator(lambda value: None if value == "" else value)]
 """An empty text switches the option off."""
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: [name.strip() for name in value.split(",")] if isinstance(value, str) else value),
+]
+"""A list, or one text with commas."""
 
 
 class Table(BaseModel):
@@ -93,7 +98,7 @@ class DataConfig(Table):
     """JSONL or Parquet of questions (`axpo train`) or of conversations (`axpo sft`), or `mini:SPLIT`."""
     eval: OptionalText = None
     """JSONL or Parquet of questions, or `mini:SPLIT`."""
-    tools: tuple[str, ...] = ("image_zoom_in",)
+    tools: Names = ("image_zoom_in",)
     """Names of built-in tools, `module:attribute` of your own, `mcp:NAME` of a server's, or `paper_tools`: the three of
     the paper."""
     tool_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -301,5 +306,5 @@ def _explain(problem: Mapping[str, Any], kind: type[Config]) -> str:
         return f"{name}: expected a number {sign} {problem['ctx'][bound]:g}, got {given!r}"
     if rule == "model_type":
         return f"{name}: expected a table [{name}], got {given!r}"
-    expected = str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    expected = str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ").replace("tuple", "list")
     return f"{name}: expected {expected}, got {given!r}"
