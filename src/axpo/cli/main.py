@@ -96,6 +96,10 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
     command.add_argument("--rollouts", choices=("some", "all"), default="some", help="how many go in; default some")
+    command = add("watch", _watch, "The report of a run while it trains, on this machine's loopback.")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument("--port", type=int, default=0, metavar="INT", help="default: any that is free")
+    command.add_argument("--open", action="store_true", help="in the browser")
     command = add("index", _index, "A local index for the search tools, from a JSONL file or a folder.")
     command.add_argument("source", type=Path, metavar="SOURCE")
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -220,6 +224,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         raise UserError("axpo diagnose: give FILE_OR_DIR of rollouts, or --probe CONFIG.toml.")
     if arguments.probe is not None:
         return _probe(arguments)
+    from axpo.reports.diagnosis import write_diagnosis
+
     return run_diagnose(
         arguments.paths,
         format=arguments.format,
@@ -229,6 +235,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         num_continuations=arguments.num_continuations,
         fail_if=arguments.fail_if,
         json_path=arguments.json,
+        html_path=arguments.html,
+        write_html=write_diagnosis,
     )
 
 
@@ -286,6 +294,12 @@ def _report(arguments: argparse.Namespace) -> int:
     write_report(arguments.runs, arguments.out, rollouts=arguments.rollouts)
     print(f"report: {arguments.out}")
     return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from axpo.cli.watch import run_watch
+
+    return run_watch(arguments.runs, port=arguments.port, open_browser=arguments.open)
 
 
 def _index(arguments: argparse.Namespace) -> int:

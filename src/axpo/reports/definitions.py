@@ -1,7 +1,7 @@
 """What each number means, in the words of the documentation: `python -m axpo.reports.definitions` renews the copy.
 
-`docs/metrics.md` (logged keys, alarms) and `docs/report.md` (what the page adds) are the source; `definitions.json`
-beside this file is what an installed package carries of them. A test compares both.
+`docs/metrics.md` (logged keys, alarms), `docs/report.md` (what the page adds) and `docs/diagnose.md` are the source;
+`definitions.json` beside this file is what an installed package carries of them. A test compares both.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+_EDGE = re.compile(r" \|(?= )")
+"""Between two cells; a bar inside of one has no spaces around it."""
 _NAME = re.compile(r"`([^`]+)`")
-_SOURCES = ("docs/metrics.md", "docs/report.md")
+SOURCES = ("docs/metrics.md", "docs/report.md", "docs/diagnose.md")
 
 
 def parse_definitions(markdown: str) -> dict[str, str]:
     """Rows of tables whose first cell is one name in backticks: name -> meaning, with unit and healthy range.
 
-    An alarm's name gets `alarm/` before it.
+    An alarm's name gets `alarm/` before it, a number of a diagnosis `diagnose/`. Other tables are passed over.
 
     >>> parse_definitions("| key | meaning | unit | healthy |\\n|---|---|---|---|\\n| `a/b` | Calls | share | rises |")
     {'a/b': 'Calls. Unit: share. Healthy: rises.'}
@@ -28,15 +30,16 @@ def parse_definitions(markdown: str) -> dict[str, str]:
     found: dict[str, str] = {}
     heading: list[str] = []
     for line in markdown.splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")] if line.startswith("|") else []
+        cells = [cell.strip() for cell in _EDGE.split(line.strip().strip("|"))] if line.startswith("|") else []
         name = _NAME.fullmatch(cells[0]) if cells else None
         if not cells:
             heading = []
         elif name is None:
             heading = heading or cells
         else:
-            prefix = "alarm/" if heading[0] == "alarm" else ""
-            found[prefix + name[1]] = _sentence(dict(zip(heading[1:], cells[1:], strict=False)))
+            row = dict(zip(heading[1:], cells[1:], strict=False))
+            if row.keys() & {"meaning", "raised when"}:
+                found[_PREFIXES.get(heading[0], "") + name[1]] = _sentence(row)
     return found
 
 
@@ -46,6 +49,7 @@ def _sentence(cells: Mapping[str, str]) -> str:
     return " ".join(f"{part.replace('`', '').rstrip('.')}." for part in parts if part)
 
 
+_PREFIXES = {"alarm": "alarm/", "name": "diagnose/"}
 _EXTRAS = {"Unit": "unit", "Healthy": "healthy", "What to do": "what to do"}
 
 
@@ -78,7 +82,7 @@ def _spellings(key: str) -> list[str]:
 def main() -> None:
     """Renew `static/definitions.json` from the documentation of this checkout."""
     root = Path(__file__).parents[3]
-    found = {key: text for name in _SOURCES for key, text in parse_definitions((root / name).read_text()).items()}
+    found = {key: text for name in SOURCES for key, text in parse_definitions((root / name).read_text()).items()}
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     (Path(__file__).parent / "static" / "definitions.json").write_text(text, encoding="utf-8")
 

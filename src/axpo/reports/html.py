@@ -7,18 +7,16 @@ is refused, whatever a record holds.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from collections.abc import Sequence
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from axpo.reports.browser import MAX_BYTES, MAX_STEPS, build_browser
 from axpo.reports.curves import build_curves
-from axpo.reports.definitions import define, load_definitions
+from axpo.reports.definitions import load_definitions
 from axpo.reports.runs import Arm, load_arms
+from axpo.reports.shell import color_rules, read_static, render_page, write_page
 from axpo.reports.tables import (
     PHASES,
     alarm_rows,
@@ -26,7 +24,6 @@ from axpo.reports.tables import (
     columns,
     edge_means,
     final_table,
-    percent,
     phase_seconds,
     run_facts,
     write_verdict,
@@ -34,6 +31,8 @@ from axpo.reports.tables import (
 from axpo.reports.thumbnails import Thumbnails
 from axpo.reports.tools import tool_rows
 
+LiveState = Mapping[str, str | int]
+"""`version` of the page, as `/status` names the newest; `poll_ms` and `still_ms` of `axpo.reports.live`."""
 MAX_PAGE_BYTES = 10_500_000
 """Thumbnails fill what the rollouts leave of it; overview, curves and index come on top, and stay below 15 MB."""
 
@@ -41,7 +40,7 @@ _METHOD_COLORS = {"SFT": ("#6b7280", "#9aa3af"), "GRPO": ("#d55e00", "#ff9a4d"),
 _OTHER_COLORS = (("#009e73", "#3fd0a4"), ("#b8578f", "#e29ac4"), ("#b07d00", "#f0c34a"), ("#5b4fb3", "#a79cf0"))
 """(light, dark); after Okabe and Ito, told apart with any colour vision."""
 
-_SCRIPTS = ("page.js", "curves.js", "dialogue.js", "group.js", "rollouts.js")
+_SCRIPTS = ("page.js", "curves.js", "dialogue.js", "group.js", "rollouts.js", "start.js")
 """Of ours, in one scope, in this order."""
 
 
@@ -53,20 +52,20 @@ def write_report(run_dirs: Sequence[Path], out_path: Path, *, rollouts: Literal[
     (evaluations, resampling, pictures) is left out. Raises `DataError` when a folder is no run directory or a record in
     it is broken.
     """
-    page = build_page(run_dirs, images=out_path.with_name(f"{out_path.stem}_images"), rollouts=rollouts)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    partial = out_path.with_name(f"{out_path.name}.partial")
-    partial.write_bytes(page.encode("utf-8", "replace"))
-    partial.replace(out_path)
+    thumbnails = Thumbnails(folder=out_path.with_name(f"{out_path.stem}_images"))
+    write_page(build_page(run_dirs, thumbnails=thumbnails, rollouts=rollouts), out_path)
 
 
 def build_page(
-    run_dirs: Sequence[Path], *, images: Path | None = None, rollouts: Literal["some", "all"] = "some"
+    run_dirs: Sequence[Path],
+    *,
+    thumbnails: Thumbnails,
+    rollouts: Literal["some", "all"] = "some",
+    live: LiveState | None = None,
 ) -> str:
-    """The page as text. `images`: the folder beside it that full pictures are copied to; None leaves them out."""
+    """The page as text. `live`: what `axpo watch` serves, which asks now and then whether there is a newer one."""
     arms = load_arms(run_dirs)
     is_cut = rollouts == "some"
-    thumbnails = Thumbnails(folder=images)
     browser = build_browser(
         [run for arm in arms for run in arm.runs],
         thumbnails,
@@ -75,81 +74,24 @@ def build_page(
     )
     room = MAX_PAGE_BYTES - sum(len(part.data) for part in browser.parts)
     pictures = thumbnails.make(max_bytes=room if is_cut else None)
-    static = files("axpo.reports") / "static"
-    script = "\n".join(["(() => {", '"use strict";', *(_read(static, name) for name in _SCRIPTS), "})();"])
-    plots = _read(static, "uplot.iife.min.js")
-    style = "\n".join([_arm_styles(arms), _read(static, "uplot.min.css"), _read(static, "report.css")])
-    template = _environment().get_template("report.html.j2")
-    return template.render(
-        **_overview(arms),
-        policy=_policy(scripts=(plots, script), style=style),
-        style=style,
-        scripts=(plots, script),
+    styles = [color_rules(arm_colors(arms)), read_static("uplot.min.css"), read_static("report.css")]
+    return render_page(
+        "report.html.j2",
+        scripts=(*_SCRIPTS, *(("watch.js",) if live is not None else ())),
+        styles=styles,
         data={
-            "page": _as_json(_page_data(arms)),
-            "curves": _as_json(build_curves(arms)),
-            "index": _as_json(browser.index),
-            "pictures": _as_json(pictures),
+            "page": _page_data(arms),
+            "curves": build_curves(arms),
+            "index": browser.index,
+            "pictures": pictures,
+            **({"live": live} if live is not None else {}),
         },
+        live=live is not None,
+        **_overview(arms),
         parts=[part.data for part in browser.parts],
         cut=browser.cut,
         has_rollouts=bool(browser.parts),
     )
-
-
-# -- the shell --------------------------------------------------------------------------------------------------------
-
-
-def _read(folder: Any, name: str) -> str:
-    return (folder / name).read_text(encoding="utf-8")
-
-
-def _as_json(value: Any) -> str:
-    """JSON for a script element: no `<` in it, so that nothing can end the element or open a comment."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _policy(*, scripts: Sequence[str], style: str) -> str:
-    """Nothing but these scripts, this style, and pictures that are in the page or in the folder beside it."""
-    hashes = " ".join(_hash(script) for script in scripts)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src {_hash(style)}; img-src data: 'self'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
-
-
-def _arm_styles(arms: Sequence[Arm]) -> str:
-    rules = (
-        f".arm-{index} {{ --c: light-dark({light}, {dark}); }}" for index, (light, dark) in enumerate(arm_colors(arms))
-    )
-    return "\n".join(rules)
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    folder = files("axpo.reports")
-    environment = Environment(
-        autoescape=True,  # everything a model wrote is text, never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
-    )
-    environment.filters |= {"percent": percent, "seconds": _seconds, "define": define}
-    return environment
-
-
-def _seconds(value: float | None) -> str:
-    """`0.0031` -> `3.1 ms`; a dash for nothing."""
-    if value is None:
-        return "–"
-    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
 
 
 # -- the content ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,11 +40,14 @@ class Thumbnails:
 
     A picture is read from the `images` folder of a run that names it and from nowhere else: only names of 64 hex digits
     are looked up, links out of the folder are not followed, and a file is shown only when its bytes have the hash in
-    its name and decode as a picture. The full picture is put into `folder` where the thumbnail shows less.
+    its name and decode as a picture. The full picture is put into `folder` where the thumbnail shows less, or stays
+    where it is when somebody serves it under `address`. `made`: thumbnails of an earlier page, taken over and kept up.
     """
 
-    def __init__(self, *, folder: Path | None) -> None:
+    def __init__(self, *, folder: Path | None, address: str = "", made: dict[str, Found] | None = None) -> None:
         self._folder = folder
+        self._address = address
+        self._made = made
         self._wanted: dict[str, list[Path]] = {}
         self._num_copied_bytes = 0
 
@@ -65,22 +69,30 @@ class Thumbnails:
         """
         entries: dict[str, tuple[str, str]] = {}
         num_bytes = 0
+        before = dict(self._made or {})
+        made: dict[str, Found] = {}
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             for batch in _batches(list(self._wanted.items())):
                 is_full = max_bytes is not None and num_bytes >= max_bytes
-                for sha256, found in pool.map(partial(_find, only_look=is_full), batch):
+                for sha256, found in pool.map(partial(_find, made=before, only_look=is_full), batch):
                     if found is None:
                         continue
+                    made[sha256] = found
                     is_kept = max_bytes is None or num_bytes + len(found.thumbnail) <= max_bytes
                     thumbnail = found.thumbnail if is_kept else ""
                     num_bytes += len(thumbnail)
                     shows_less = found.lost_pixels or not thumbnail
                     full = self._keep(found, sha256) if shows_less and found.suffix else ""
                     entries[sha256[:16]] = (thumbnail, full)
+        if self._made is not None:
+            self._made.clear()
+            self._made.update(made)
         return entries
 
-    def _keep(self, found: _Found, sha256: str) -> str:
+    def _keep(self, found: Found, sha256: str) -> str:
         """Put the full picture into the folder: as a second name of the same file where the file system can."""
+        if self._address:
+            return f"{self._address}/{sha256}.{found.suffix}"
         if self._folder is None:
             return ""
         path = self._folder / f"{sha256}.{found.suffix}"
@@ -114,7 +126,9 @@ class RunPictures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class Found:
+    """A picture of a run."""
+
     path: Path
     thumbnail: str
     """A data address; empty when nobody asked for it."""
@@ -123,9 +137,13 @@ class _Found:
     lost_pixels: bool
 
 
-def _find(wanted: tuple[str, Sequence[Path]], *, only_look: bool) -> tuple[str, _Found | None]:
+def _find(
+    wanted: tuple[str, Sequence[Path]], *, made: Mapping[str, Found], only_look: bool
+) -> tuple[str, Found | None]:
     """The first file with that hash that is a picture, in the runs that name it."""
     sha256, run_dirs = wanted
+    if sha256 in made and (only_look or made[sha256].thumbnail):
+        return sha256, made[sha256]
     paths = (path for run_dir in run_dirs for path in _candidates(run_dir, sha256))
     found = (_reduce(path, sha256, only_look=only_look) for path in paths)
     return sha256, next((one for one in found if one is not None), None)
@@ -139,12 +157,45 @@ def _candidates(run_dir: Path, sha256: str) -> Iterator[Path]:
             yield path
 
 
-def _reduce(path: Path, sha256: str, *, only_look: bool) -> _Found | None:
+def read_picture(run_dirs: Sequence[Path], sha256: str) -> tuple[bytes, str] | None:
+    """The bytes of a picture of these runs and its media type; None when they have none that a browser shows.
+
+    Under the same conditions as a thumbnail; a link or a pipe that takes the file's place meanwhile is not opened.
+    """
+    from PIL import Image
+
+    if not _HASH.fullmatch(sha256):
+        return None
+    for path in (path for run_dir in run_dirs for path in _candidates(run_dir, sha256)):
+        data = _read_file(path)
+        if data is None or hashlib.sha256(data).hexdigest() != sha256:
+            continue
+        try:
+            with Image.open(io.BytesIO(data), formats=tuple(_BROWSER_SUFFIXES)) as image:
+                return data, Image.MIME[image.format or ""]
+        except (OSError, ValueError, SyntaxError, KeyError, Warning, Image.DecompressionBombError):
+            continue
+    return None
+
+
+def _read_file(path: Path) -> bytes | None:
+    """Of a plain file of bearable size; None for anything else."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+                return None
+            return file.read(MAX_FILE_BYTES + 1)
+    except OSError:
+        return None
+
+
+def _reduce(path: Path, sha256: str, *, only_look: bool) -> Found | None:
     """The thumbnail of a picture, or only what it is; None for other bytes than its name says and for no picture."""
     from PIL import Image, ImageOps
 
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != sha256:
+    data = _read_file(path)
+    if data is None or hashlib.sha256(data).hexdigest() != sha256:
         return None
     buffer = io.BytesIO()
     try:
@@ -153,7 +204,7 @@ def _reduce(path: Path, sha256: str, *, only_look: bool) -> _Found | None:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 suffix, size = _BROWSER_SUFFIXES.get(image.format or "", ""), image.size
                 if only_look:
-                    return _Found(path=path, thumbnail="", suffix=suffix, lost_pixels=True)
+                    return Found(path=path, thumbnail="", suffix=suffix, lost_pixels=True)
                 image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
                 small = to_rgb(ImageOps.exif_transpose(image))
         small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
@@ -162,4 +213,4 @@ def _reduce(path: Path, sha256: str, *, only_look: bool) -> _Found | None:
         return None  # the page shows its absence
     text = base64.b64encode(buffer.getvalue()).decode("ascii")
     lost_pixels = sorted(small.size) != sorted(size)
-    return _Found(path=path, thumbnail=f"data:image/webp;base64,{text}", suffix=suffix, lost_pixels=lost_pixels)
+    return Found(path=path, thumbnail=f"data:image/webp;base64,{text}", suffix=suffix, lost_pixels=lost_pixels)

@@ -154,15 +154,17 @@ function drawCurves() {
 
 const startCurves = once(() => {
   const steps = Math.max(...curves().series.map((one) => one.steps.length), 0);
-  const chosen = steps > 150 ? "15" : steps > 15 ? "5" : "1";
-  const smoothing = el("select", { id: "smoothing", onchange: drawCurves }, ["1", "5", "15", "31"].map((width) =>
+  const chosen = state.values.get("mean") ?? (steps > 150 ? "15" : steps > 15 ? "5" : "1");
+  const redraw = (name, value) => { remember({ [name]: value }); drawCurves(); };
+  const smoothing = el("select", { id: "smoothing", onchange: (event) => redraw("mean", event.target.value) }, ["1", "5", "15", "31"].map((width) =>
     el("option", { value: width, text: width === "1" ? "no smoothing" : `mean of ${width} steps`, selected: width === chosen })));
   const hasSeeds = page.arms.some((arm) => arm.seeds.length > 1);
   const legend = page.arms.map((arm, index) => el("span", { class: `arm-${index}` }, el("span", { class: "swatch" }), arm.label,
     el("span", { class: "muted", def: "seeds", text: arm.seeds.length > 1 ? ` ${arm.seeds.length} seeds` : "" })));
   document.getElementById("curve-controls").append(
     ...legend, el("label", { def: "smoothing" }, "Lines", smoothing),
-    hasSeeds ? el("label", { def: "band" }, el("input", { type: "checkbox", id: "bands", checked: true, onchange: drawCurves }), "band over seeds") : "",
+    hasSeeds ? el("label", { def: "band" }, el("input", {
+      type: "checkbox", id: "bands", checked: state.values.get("bands") !== "no", onchange: (event) => redraw("bands", event.target.checked ? null : "no") }), "band over seeds") : "",
     document.getElementById("rollouts") ? el("span", { class: "muted", text: "A click on a curve opens the rollouts of its step." }) : "");
   drawCurves();
   themeListeners.push(() => drawn.forEach((plot) => plot.redraw(false, true)));

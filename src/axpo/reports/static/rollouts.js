@@ -17,6 +17,25 @@ const layout = once(() => {
   return { first, order, lower };
 });
 
+// -- groups in the address: by what they are, so that a link holds when the page is written anew -------------------------
+
+const runKey = (run) => (page.runs.filter((other) => other.name === page.runs[run].name).length > 1 ? String(run) : page.runs[run].name);
+
+function groupKey(group) {
+  const { groups, parts, problems } = index();
+  const part = parts[groups.part[group]];
+  return `${part.kind}-${part.step}~${problems[groups.problem[group]]}~${runKey(part.run)}`;
+}
+
+const groupByKey = once(() => new Map(index().groups.part.map((_, group) => [groupKey(group), group])));
+
+/** The group that the address names; null when it names none of this page. */
+function chosenGroup(name) {
+  const value = state.values.get(name) ?? "";
+  const group = groupByKey().get(value) ?? (/^\d+$/.test(value) ? Number(value) : null);
+  return group !== null && index().groups.part[group] !== undefined ? group : null;
+}
+
 // -- filters ------------------------------------------------------------------------------------------------------------
 
 /** The filters as tests: of a part, of a group, of a rollout (null when every rollout passes). */
@@ -141,7 +160,7 @@ function listItem(group) {
   const right = rollouts.flags.slice(first[group], first[group + 1]).filter((flags) => (flags & 5) === 1).length;
   return el("li", {}, el("button", {
     type: "button", class: `arm-${page.runs[part.run].arm}`, "data-group": group,
-    "aria-current": String(group) === state.values.get("group") ? "true" : null, onclick: () => openGroup(group),
+    "aria-current": group === chosenGroup("group") ? "true" : null, onclick: () => openGroup(group),
   },
     el("span", { class: "meta" }, el("span", { text: runLabel(part.run) }),
       el("span", { def: "step", text: `${part.kind === "eval" ? "eval " : ""}step ${part.step}` }), groupBadges(groups.flags[group], 0),
@@ -220,13 +239,13 @@ function describeGroup(group) {
 
 function actions(group, other) {
   const others = companions(group);
-  const choose = (value) => { remember({ with: value, otherTry: null }); redrawDetail(); };
+  const choose = (one) => { remember({ with: one === null ? null : groupKey(one), otherTry: null }); redrawDetail(); };
   return el("div", { class: "actions" },
     el("button", { type: "button", class: "back", text: "← Groups", onclick: () => { remember({ group: null, try: null, with: null }); redrawDetail(); } }),
     el("button", { type: "button", text: "‹", "aria-label": "Previous group", title: "Previous group (k)", onclick: () => step(-1) }),
     el("button", { type: "button", text: "›", "aria-label": "Next group", title: "Next group (j)", onclick: () => step(1) }),
-    others.length && other === null ? el("button", { type: "button", text: "Side by side", def: "compare", onclick: () => choose(String(others[0])) }) : null,
-    other !== null ? el("label", {}, "beside ", el("select", { "aria-label": "Group beside this one", onchange: (event) => choose(event.target.value) },
+    others.length && other === null ? el("button", { type: "button", text: "Side by side", def: "compare", onclick: () => choose(others[0]) }) : null,
+    other !== null ? el("label", {}, "beside ", el("select", { "aria-label": "Group beside this one", onchange: (event) => choose(Number(event.target.value)) },
       others.slice(0, 200).map((one) => el("option", { value: String(one), text: describeGroup(one), selected: one === other })))) : null,
     other !== null ? el("button", { type: "button", text: "One only", onclick: () => choose(null) }) : null,
     others.length ? null : el("span", { class: "note", text: "asked only once in what is shown" }));
@@ -236,12 +255,7 @@ let drawing = 0;
 
 async function redrawDetail() {
   const mine = ++drawing;
-  const { groups } = index();
-  const valid = (name) => {
-    const value = state.values.get(name);
-    return value !== null && groups.part[Number(value)] !== undefined ? Number(value) : null;
-  };
-  const [group, other] = [valid("group"), valid("with")];
+  const [group, other] = [chosenGroup("group"), chosenGroup("with")];
   const detail = document.getElementById("detail");
   const browser = document.querySelector(".browser");
   browser.classList.toggle("reading", group !== null);
@@ -269,13 +283,13 @@ const focusPath = (detail) => [...detail.querySelectorAll("button, input, select
 
 function openGroup(group) {
   const wasReading = document.querySelector(".browser").classList.contains("reading");
-  remember({ group: String(group), try: null, with: null, otherTry: null }, !wasReading);
+  remember({ group: groupKey(group), try: null, with: null, otherTry: null }, !wasReading);
   redrawDetail();
   if (!wasReading || isNarrow.matches) scrollTo({ top: 0, behavior: "instant" });
 }
 
 function step(by) {
-  const at = found.groups.indexOf(Number(state.values.get("group")));
+  const at = found.groups.indexOf(chosenGroup("group"));
   const next = found.groups[Math.max(0, Math.min(found.groups.length - 1, at + by))];
   if (next === undefined) return;
   while (document.getElementById("groups").childElementCount <= found.groups.indexOf(next)) listMore();
@@ -304,8 +318,8 @@ function startRollouts() {
   prepareRollouts();
   buildFilters();
   applyFilters();
-  if (!state.values.get("group") && found.groups.length && !isNarrow.matches) {
-    remember({ group: String(found.groups.find((group) => index().groups.flags[group] & 4) ?? found.groups[0]) });
+  if (chosenGroup("group") === null && found.groups.length && !isNarrow.matches) {
+    remember({ group: groupKey(found.groups.find((group) => index().groups.flags[group] & 4) ?? found.groups[0]), try: null });
   }
   redrawDetail();
 }
@@ -318,6 +332,3 @@ addEventListener("keydown", (event) => {
 });
 
 if (document.getElementById("rollouts")) onView("rollouts", startRollouts);
-readAddress();
-showView();
-document.documentElement.dataset.ready = "yes";
