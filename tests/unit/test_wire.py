@@ -54,7 +54,7 @@ def read(*args: Any, options: WireOptions = PLAIN, **message: Any) -> ChatReply:
 
 
 class TestRequests:
-    def test_defaults_are_not_sent(self) -> None:
+    def test_what_switches_nothing_on_is_not_sent_but_top_p_is(self) -> None:
         request = ChatRequest(
             messages=(QUESTION,), tools=(), max_new_tokens=7, sampling=SamplingParams(temperature=0.6), seed=2**62 + 5
         )
@@ -63,6 +63,7 @@ class TestRequests:
             "messages": [{"role": "user", "content": "What?"}],
             "max_tokens": 7,
             "temperature": 0.6,
+            "top_p": 1.0,  # a service may have another default
             "seed": 5,
         }
 

@@ -80,7 +80,7 @@ def request_fields(request: ChatRequest, *, model: str, options: WireOptions, im
     }
     if request.tools:
         fields["tools"] = [_tool_fields(tool) for tool in request.tools]
-    if sampling.top_p < 1:
+    if sampling.temperature > 0:  # 1 too: a service may have another default, from the model's generation config
         fields["top_p"] = sampling.top_p
     if sampling.top_k > 0:
         fields["top_k"] = sampling.top_k
