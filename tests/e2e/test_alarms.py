@@ -109,3 +109,16 @@ def test_a_tracker_follows_a_run_from_start_to_end(tmp_path: Path, monkeypatch: 
     assert [call for call in calls if call[0] != "log_alarm"] == [
         ("start", "theirs", 3), ("log", 3, True, False), ("finished",)
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("with_faults")
+def test_the_command_line_ends_a_run_with_exit_code_4_and_goes_on_without_the_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "config.toml", *words_of(run__output_dir=tmp_path / "run")]
+    assert main([*words, "--stop-on", "rollouts_dropped"]) == 4
+    said = capsys.readouterr().err
+    assert "alarm rollouts_dropped at step 2" in said and "--resume" in said
+    assert main([*words, "--resume"]) == 0
+    assert main([*words, "--stop-on", "rollouts_droped"]) == 2
+    assert "rollouts_dropped" in capsys.readouterr().err

@@ -21,15 +21,21 @@ REQUIRED = (
     "jinja2",
     "safetensors",
     "math-verify",
-    "matplotlib",
     "pyarrow",
     "jsonschema",
+    "huggingface_hub",
 )
 EXTRAS = {
     "lora": ("peft",),
-    "python": ("scipy", "sympy", "pandas"),
+    "python": ("scipy", "sympy", "pandas", "matplotlib"),
     "search": ("tantivy", "httpx2", "lxml"),
     "mcp": ("mcp",),
+    "endpoint": ("aiohttp",),
+    "inspect": ("inspect_ai",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow",),
 }
 """Extra -> the packages it brings."""
 
@@ -40,7 +46,7 @@ def print_diagnosis() -> None:
 
     console = Console(highlight=False)
     for name, finding in diagnose():
-        console.print(f"{name:<14} {finding}", markup=False, soft_wrap=True)
+        console.print(f"{name:<18} {finding}", markup=False, soft_wrap=True)
 
 
 def diagnose() -> Iterator[tuple[str, str]]:
