@@ -60,8 +60,7 @@ def read_tables(path: Path, problems: Problems, *, max_bytes: int) -> Iterator[t
             columns = {column[1] for column in connection.execute("PRAGMA table_info(metrics)")}
             run = next((name for name in ("run_id", "run_name") if name in columns), "NULL")
             query = (
-                f"SELECT id, {run}, metrics FROM metrics "
-                "WHERE length(metrics) <= ? AND CAST(metrics AS TEXT) LIKE ?"
+                f"SELECT id, {run}, metrics FROM metrics WHERE length(metrics) <= ? AND CAST(metrics AS TEXT) LIKE ?"
             )
             for row_id, run_id, metrics in connection.execute(query, (max_bytes, _TABLE_MARK)):
                 for table in _tables_in(metrics):

@@ -35,6 +35,9 @@ RUN_FIELD = "trackio_run"
 
 _CHUNK_BYTES = 2**20
 _MAX_RUNS = 10_000
+_TABLE = re.compile(r'\{"_type": ?"trackio\.table"')
+_TRACKIO_COLUMNS = {"run_name", "timestamp", "step"}
+"""Of an export; its rows without a table are other metrics."""
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 _WHOLE = {".eval", ".db"}
 """Kinds of files that always hold a whole log."""
@@ -221,24 +224,29 @@ def _read_parquet(path: Path, problems: Problems) -> Iterator[tuple[str, Row]]:
     with _open_regular(path) as file:
         try:
             table: Any = pq.ParquetFile(file)
-            columns = [name for name in table.schema_arrow.names if name not in ("image", "images")]
+            schema = table.schema_arrow
+            columns = [name for name in schema.names if name not in ("image", "images")]
+            is_trackio = set(schema.names) >= _TRACKIO_COLUMNS
             number, tables = 0, _Tables()
             for batch in table.iter_batches(batch_size=256, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield from _parquet_rows(row, f"{path}:{number}", problems, tables)
+                    place = f"{path}:{number}"
+                    cells = [cell for cell in row.values() if _is_table(cell)]
+                    run = str(row.get("run_id") or row.get("run_name"))
+                    for cell in cells:
+                        yield from tables.read(cell, run, place, problems)
+                    if not cells and not is_trackio:
+                        yield place, row
         except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: not readable as Parquet: {_explain(error)}.") from error
 
 
-def _parquet_rows(row: dict[str, Any], place: str, problems: Problems, tables: _Tables) -> Iterator[tuple[str, Row]]:
-    """A row, or the tables that trackio's export keeps in its cells as JSON."""
-    cells = [cell for cell in row.values() if isinstance(cell, str) and cell.startswith('{"_type": "trackio.table"')]
-    if not cells:
-        yield place, row
-        return
-    for cell in cells:
-        yield from tables.read(cell, str(row.get("run_id") or row.get("run_name")), place, problems)
+def _is_table(cell: Any) -> bool:
+    """A table in trackio's export: a struct, or JSON in older versions."""
+    if isinstance(cell, dict):
+        return cast("dict[str, Any]", cell).get("_type") == "trackio.table"
+    return isinstance(cell, str) and _TABLE.match(cell) is not None
 
 
 def _read_trackio(path: Path, problems: Problems) -> Iterator[tuple[str, Row]]:
@@ -254,10 +262,13 @@ class _Tables:
     def __init__(self) -> None:
         self._last: dict[str, bytes] = {}
 
-    def read(self, cell: str, run: str, place: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+    def read(self, cell: Any, run: str, place: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+        """`cell`: the table, or its JSON."""
         try:
-            rows = list(_rows_of_value(json.loads(cell), place, problems))
-            content = json.dumps([{**row, "image": None} for _, row in rows])  # a picture is stored anew each time
+            value = json.loads(cell) if isinstance(cell, str) else cell
+            rows = list(_rows_of_value(value, place, problems))
+            # a picture is stored anew each time
+            content = json.dumps([{**row, "image": None} for _, row in rows], default=str)
         except (ValueError, RecursionError) as error:
             problems.add_malformed(place, _explain(error))
             return
