@@ -40,6 +40,7 @@ class Pictures(Qwen2VLImageProcessorPil):
     """Pictures as tensors, which TRL takes for granted; the processor without torchvision makes arrays by default."""
 
     def preprocess(self, images: Any, *args: Any, **options: Any) -> Any:
+        """As without torchvision, but tensors."""
         return super().preprocess(images, *args, **{**options, "return_tensors": "pt"})
 
 
@@ -99,6 +100,7 @@ def processor() -> PictureProcessor:
 
 
 def main() -> None:
+    """Train for a few steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=5)

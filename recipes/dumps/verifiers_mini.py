@@ -61,6 +61,7 @@ class Stub(BaseHTTPRequestHandler):
     rng = random.Random(0)
 
     def do_POST(self) -> None:
+        """Answer a request."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         message = reply(request["messages"], self.rng)
         reason = "tool_calls" if "tool_calls" in message else "stop"
@@ -89,6 +90,7 @@ async def right(completion: Any, answer: str) -> float:
 
 
 def main(output: Path) -> None:
+    """Six rollouts of each question."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ["STUB_KEY"] = "none"
