@@ -83,7 +83,7 @@ def test_a_log_of_inspect_ai() -> None:
 
 
 def test_results_of_verifiers() -> None:
-    part = only_part(DUMPS / "verifiers")
+    part = only_part(DUMPS / "verifiers" / "results.jsonl")
     assert (part.format, part.total.group_sizes) == ("verifiers", {"6": 3})
     assert rates_of(part, *GAP) == pytest.approx([10 / 18, 9 / 18, 5 / 10, 0, 0, 0])
     # two more calls failed with a KeyError that verifiers shows as its bare text: not to be told from a result
@@ -93,6 +93,15 @@ def test_results_of_verifiers() -> None:
         "tokens",
         pytest.approx(140 / 18),
     )
+
+
+def test_traces_of_verifiers() -> None:
+    part = only_part(DUMPS / "verifiers" / "traces.jsonl")
+    assert (part.format, part.total.group_sizes) == ("verifiers-traces", {"4": 3})
+    assert rates_of(part, *GAP) == pytest.approx([7 / 12, 4 / 12, 2 / 7, 2 / 3, 1 / 2, 1 / 3])
+    assert rates_of(part, "calls_per_rollout", "failure_rate", "turns") == pytest.approx([7 / 12, 7 / 7, 19 / 12])
+    assert part.total.failures == {"bad_arguments": 5, "unknown_tool": 2}
+    assert (part.total.lengths.unit, part.total.rates["response_length"].estimate) == ("tokens", pytest.approx(95 / 12))
 
 
 def test_fixtures_are_small() -> None:
