@@ -340,6 +340,43 @@ def test_trackio_tables_in_its_database_in_its_export_and_as_json(tmp_path: Path
         assert (kind, seen.step, seen.reward, seen.uses_tool, problems.num_malformed) == ("trl", 3, 1.0, True, 0), name
 
 
+def test_runs_of_one_trackio_database_are_groups_of_their_own_and_a_repeated_table_counts_once(tmp_path: Path) -> None:
+    def cell(reward: float, picture: str) -> bytes:
+        image = [{"_type": "trackio.image", "file_path": picture}]
+        row = {"step": 1, "prompt": "q", "completion": "a", "accuracy": reward, "advantage": 0.0, "image": image}
+        return json.dumps({"completions": {"_type": "trackio.table", "_value": [row, row]}}).encode()
+
+    connection = sqlite3.connect(tmp_path / "project.db")
+    connection.execute("CREATE TABLE metrics (id INTEGER PRIMARY KEY, run_id TEXT, metrics BLOB)")
+    logged = [("a", cell(1, "1.png")), ("b", cell(0, "2.png")), ("a", cell(1, "3.png")), ("a", cell(0, "3.png"))]
+    connection.executemany("INSERT INTO metrics (run_id, metrics) VALUES (?, ?)", logged)
+    connection.commit()
+    connection.close()
+    kind, seen, problems = load(tmp_path / "project.db")
+    assert (kind, problems.num_malformed) == ("trl", 0)
+    runs = sorted({rollout.question for rollout in seen})
+    assert len(runs) == 2
+    assert [(runs.index(rollout.question), rollout.reward) for rollout in seen] == [
+        (0, 1.0), (0, 1.0), (1, 0.0), (1, 0.0), (0, 0.0), (0, 0.0)
+    ]  # fmt: skip
+
+
+def test_a_length_is_in_tokens_where_rows_count_them_and_unknown_in_a_row_that_does_not(tmp_path: Path) -> None:
+    row = {"example_id": 0, "prompt": "q", "completion": "three", "reward": 1.0}
+    counted = {**row, "token_usage": {"final_output_tokens": 2}}
+    path = write_rows(tmp_path / "results.jsonl", [counted, row])
+    dump = open_dump(find_dumps(path, Problems())[0], Problems())
+    assert dump.format.length_unit == "tokens"
+    assert [seen.length for seen in dump.rollouts] == [2, None]
+    plain = open_dump(find_dumps(write_rows(tmp_path / "plain.jsonl", [row]), Problems())[0], Problems())
+    assert (plain.format.length_unit, [seen.length for seen in plain.rollouts]) == ("characters", [5])
+
+
+def test_the_bare_name_of_a_tool_is_how_verifiers_says_that_there_is_none() -> None:
+    assert guess_failure("'zoom'", "zoom") is FailureKind.UNKNOWN_TOOL
+    assert guess_failure("'card'", "zoom") is None
+
+
 def test_verifiers_results_with_calls_as_json_strings(tmp_path: Path) -> None:
     call = json.dumps({"id": "c", "name": "search", "arguments": '{"query": "x"}'})
     row = {

@@ -45,8 +45,11 @@ def read_samples(file: IO[bytes], path: Path, problems: Problems, *, max_bytes: 
                 yield info.filename, data
 
 
-def read_tables(path: Path, problems: Problems, *, max_bytes: int) -> Iterator[tuple[str, str]]:
-    """`(place, JSON)` of every metrics row of a trackio database that holds a table. Opened read-only."""
+def read_tables(path: Path, problems: Problems, *, max_bytes: int) -> Iterator[tuple[str, str, str]]:
+    """`(place, run, JSON)` of every table in the metrics of a trackio database. Opened read-only.
+
+    The metrics of a row are a text or, since trackio writes them with orjson, the bytes of one.
+    """
     uri = f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -54,10 +57,14 @@ def read_tables(path: Path, problems: Problems, *, max_bytes: int) -> Iterator[t
             kinds = connection.execute("SELECT type FROM sqlite_master WHERE name = 'metrics'").fetchall()
             if kinds != [("table",)]:
                 raise DataError(f"{path}: no trackio database: it has no table named metrics.")
-            query = "SELECT id, length(metrics), metrics FROM metrics WHERE metrics LIKE ? AND length(metrics) <= ?"
-            for row_id, _, metrics in connection.execute(query, (_TABLE_MARK, max_bytes)):
+            columns = {column[1] for column in connection.execute("PRAGMA table_info(metrics)")}
+            run = next((name for name in ("run_id", "run_name") if name in columns), "NULL")
+            query = (
+                f"SELECT id, {run}, metrics FROM metrics WHERE length(metrics) <= ? AND CAST(metrics AS TEXT) LIKE ?"
+            )
+            for row_id, run_id, metrics in connection.execute(query, (max_bytes, _TABLE_MARK)):
                 for table in _tables_in(metrics):
-                    yield f"{path}:{row_id}", table
+                    yield f"{path}:{row_id}", str(run_id), table
             count = "SELECT count(*) FROM metrics WHERE length(metrics) > ?"
             for _ in range(min(1000, connection.execute(count, (max_bytes,)).fetchone()[0])):
                 problems.add_malformed(str(path), f"a row of more than {max_bytes:,} bytes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from axpo.diagnostics.importers import (
     verifiers,
     verl,
 )
-from axpo.diagnostics.importers.fields import Format, Names, Origin, Row
+from axpo.diagnostics.importers.fields import Format, Names, Origin, Row, pick
 from axpo.diagnostics.importers.files import DumpFile, read_rows
 from axpo.diagnostics.importers.problems import Problems, plain
 from axpo.diagnostics.importers.seen import SeenRollout
@@ -77,7 +77,11 @@ def open_dump(
     names, note = _rename(chosen, mapping or {}), ""
     if chosen.resolve is not None:
         names, note = chosen.resolve(samples, names)
-    origin = Origin(step=file.step, verdicts=_find_verdicts(file.path) if chosen is axpo_eval.FORMAT else {})
+    verdicts = _find_verdicts(file.path) if chosen is axpo_eval.FORMAT else {}
+    counts_tokens = any(pick(row, names, "length") is not None for row in samples)
+    if counts_tokens:
+        chosen = replace(chosen, length_unit="tokens")
+    origin = Origin(step=file.step, verdicts=verdicts, counts_tokens=counts_tokens)
     rollouts = _read(itertools.chain(first, rows), chosen, names, origin, problems)
     return OpenDump(file=file, format=chosen, note=note, rollouts=rollouts)
 

@@ -72,6 +72,8 @@ def guess_failure(result: str, tool: str | None) -> FailureKind | None:
     ours = _own_wording(head, (tool or "").lower())
     if ours is not None:
         return ours
+    if tool and result.strip() == repr(tool):  # verifiers answers with the bare text of Python's KeyError
+        return FailureKind.UNKNOWN_TOOL
     if not head.startswith(_ERROR_STARTS):
         is_traceback = _TRACEBACK in result[:_TRACEBACK_CHARS]
         return FailureKind.EXECUTION_ERROR if is_traceback else None

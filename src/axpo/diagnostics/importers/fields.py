@@ -29,6 +29,8 @@ class Origin:
     step: int | None = None
     """From its name; a step in the row comes first."""
     verdicts: Verdicts = field(default_factory=dict[tuple[str, int], float])
+    counts_tokens: bool = False
+    """Its rows say how many tokens a response has; one that does not has no length."""
 
 
 Read = Callable[[Row, Names, Origin], Iterable[SeenRollout]]
@@ -48,6 +50,7 @@ class Format:
     read: Read
     """Raises `ValueError` or `TypeError` on a row that is none."""
     length_unit: Literal["tokens", "characters"] = "characters"
+    """Where the rows of a dump have a field with the length, that is in tokens."""
     records_continuations: bool = False
     """Resampled continuations would be there if there were any."""
     resolve: Resolve | None = None
@@ -143,7 +146,7 @@ def read_dialogue_row(row: Row, names: Names, origin: Origin) -> tuple[SeenRollo
             calls=tuple(heard.calls),
             num_calls_in_thinking=heard.num_in_thinking,
             is_truncated=read_flag(pick(row, names, "truncated")),
-            length=heard.num_chars if length is None else length,
+            length=heard.num_chars if length is None and not origin.counts_tokens else length,
             num_turns=heard.num_turns if turns is None else turns,
             confidence=read_share(pick(row, names, "confidence")),
         ),

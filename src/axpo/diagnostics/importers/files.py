@@ -7,6 +7,7 @@ differ only in a number belong together: a trainer that writes one file a step w
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -29,8 +30,14 @@ MAX_JSON_BYTES = 64 * 2**20
 """Of a file that is one JSON value and has to be loaded whole."""
 MAX_DEPTH = 12
 """Of folders below a directory that was given."""
+RUN_FIELD = "trackio_run"
+"""Added to the rows of trackio's tables: the run that logged them."""
 
 _CHUNK_BYTES = 2**20
+_MAX_RUNS = 10_000
+_TABLE = re.compile(r'\{"_type": ?"trackio\.table"')
+_TRACKIO_COLUMNS = {"run_name", "timestamp", "step"}
+"""Of an export; its rows without a table are other metrics."""
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 _WHOLE = {".eval", ".db"}
 """Kinds of files that always hold a whole log."""
@@ -217,37 +224,62 @@ def _read_parquet(path: Path, problems: Problems) -> Iterator[tuple[str, Row]]:
     with _open_regular(path) as file:
         try:
             table: Any = pq.ParquetFile(file)
-            columns = [name for name in table.schema_arrow.names if name not in ("image", "images")]
-            number = 0
+            schema = table.schema_arrow
+            columns = [name for name in schema.names if name not in ("image", "images")]
+            is_trackio = set(schema.names) >= _TRACKIO_COLUMNS
+            number, tables = 0, _Tables()
             for batch in table.iter_batches(batch_size=256, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield from _parquet_rows(row, f"{path}:{number}", problems)
+                    place = f"{path}:{number}"
+                    cells = [cell for cell in row.values() if _is_table(cell)]
+                    run = str(row.get("run_id") or row.get("run_name"))
+                    for cell in cells:
+                        yield from tables.read(cell, run, place, problems)
+                    if not cells and not is_trackio:
+                        yield place, row
         except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: not readable as Parquet: {_explain(error)}.") from error
 
 
-def _parquet_rows(row: dict[str, Any], place: str, problems: Problems) -> Iterator[tuple[str, Row]]:
-    """A row, or the tables that trackio's export keeps in its cells as JSON."""
-    tables = [cell for cell in row.values() if isinstance(cell, str) and cell.startswith('{"_type": "trackio.table"')]
-    if not tables:
-        yield place, row
-        return
-    for cell in tables:
-        yield from _table_rows(cell, place, problems)
-
-
-def _table_rows(cell: str, place: str, problems: Problems) -> Iterator[tuple[str, Row]]:
-    try:
-        yield from _rows_of_value(json.loads(cell), place, problems)
-    except (ValueError, RecursionError) as error:
-        problems.add_malformed(place, _explain(error))
+def _is_table(cell: Any) -> bool:
+    """A table in trackio's export: a struct, or JSON in older versions."""
+    if isinstance(cell, dict):
+        return cast("dict[str, Any]", cell).get("_type") == "trackio.table"
+    return isinstance(cell, str) and _TABLE.match(cell) is not None
 
 
 def _read_trackio(path: Path, problems: Problems) -> Iterator[tuple[str, Row]]:
     """The tables that a trackio database holds; other metrics are passed over."""
-    for place, cell in archives.read_tables(path, problems, max_bytes=MAX_JSON_BYTES):
-        yield from _table_rows(cell, place, problems)
+    tables = _Tables()
+    for place, run, cell in archives.read_tables(path, problems, max_bytes=MAX_JSON_BYTES):
+        yield from tables.read(cell, run, place, problems)
+
+
+class _Tables:
+    """The rows of trackio's tables with their run, each table once: TRL logs its last one again when training ends."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, bytes] = {}
+
+    def read(self, cell: Any, run: str, place: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+        """`cell`: the table, or its JSON."""
+        try:
+            value = json.loads(cell) if isinstance(cell, str) else cell
+            rows = list(_rows_of_value(value, place, problems))
+            # a picture is stored anew each time
+            content = json.dumps([{**row, "image": None} for _, row in rows], default=str)
+        except (ValueError, RecursionError) as error:
+            problems.add_malformed(place, _explain(error))
+            return
+        digest = hashlib.sha256(content.encode()).digest()
+        if self._last.get(run) == digest:
+            return
+        if len(self._last) >= _MAX_RUNS:
+            self._last.clear()
+        self._last[run] = digest
+        for spot, row in rows:
+            yield spot, {**row, RUN_FIELD: run}
 
 
 _READERS: dict[str, Callable[[Path, Problems], Iterator[tuple[str, Row]]]] = {

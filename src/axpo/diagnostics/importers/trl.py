@@ -9,8 +9,10 @@ correctness (`accuracy`, `correct`, `solved`) is; else their sum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from axpo.diagnostics.importers.fields import Format, Names, Origin, Row, has, read_dialogue_row, read_reward
+from axpo.diagnostics.importers.files import RUN_FIELD
 from axpo.diagnostics.importers.seen import SeenRollout
 
 NAMES: Names = {
@@ -61,7 +63,9 @@ def _read(row: Row, names: Names, origin: Origin) -> tuple[SeenRollout]:
         parts = [read_reward(row.get(column)) for column in names["reward"][1:]]
         known = [part for part in parts if part is not None]
         row = {**row, _SUM: sum(known) if known else None}
-    return read_dialogue_row(row, {**names, "reward": names["reward"][:1]}, origin)
+    [seen] = read_dialogue_row(row, {**names, "reward": names["reward"][:1]}, origin)
+    run = row.get(RUN_FIELD)  # a trackio project holds many runs, often on the same questions
+    return (replace(seen, question=f"{run}\x00{seen.question}") if isinstance(run, str) else seen,)
 
 
 FORMAT = Format(name="trl", title="TRL completions", names=NAMES, matches=_matches, read=_read, resolve=_resolve)

@@ -83,7 +83,7 @@ def _read_trace(trace: Row, names: Names, question: str, step: int | None) -> Se
         calls=tuple(heard.calls),
         num_calls_in_thinking=heard.num_in_thinking,
         is_truncated=is_cut,
-        length=sum(lengths) if any(lengths) else None,
+        length=sum(lengths) if any(lengths) else read_count(trace.get("num_output_tokens")),
         num_turns=heard.num_turns,
     )
 
