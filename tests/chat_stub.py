@@ -19,6 +19,8 @@ class ChatStub:
     """Answers the first `max_answers` requests and leaves the others waiting."""
 
     max_answers: int | None = None
+    is_broken: bool = False
+    """HTTP 500 to everything."""
     answered: list[str] = field(default_factory=list)
     """Hashes of the bodies that got an answer."""
     waiting: int = 0
@@ -58,15 +60,18 @@ def reply_to(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def chat_stub(max_answers: int | None = None) -> Generator[ChatStub]:
+def chat_stub(max_answers: int | None = None, *, is_broken: bool = False) -> Generator[ChatStub]:
     """A stub that serves on a free port of this machine."""
-    stub = ChatStub(max_answers=max_answers)
+    stub = ChatStub(max_answers=max_answers, is_broken=is_broken)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if stub.is_broken:
+                self.send_error(500)
+                return
             if not stub.admit(body):
                 stub.closed.wait(120)
                 self.close_connection = True

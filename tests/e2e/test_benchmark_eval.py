@@ -115,11 +115,14 @@ def test_a_finished_evaluation_is_judged_again_without_asking(tmp_path: Path) ->
     assert scores_of(out) == before
 
 
-def test_a_service_that_is_down_ends_the_run_and_costs_nobody_a_score(
+def test_a_service_that_is_down_or_fails_ends_the_run_and_costs_nobody_a_score(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(endpoint_words("http://127.0.0.1:9/v1", out)) == 1
+    assert main(endpoint_words("http://127.0.0.1:9/v1", out)) == 2
+    assert "nothing answers at http://127.0.0.1:9. Start the server" in capsys.readouterr().err
+    with chat_stub(is_broken=True) as stub:
+        assert main(endpoint_words(stub.url, out)) == 1
     said = capsys.readouterr().err
     assert "16 rollouts in a row were lost" in said and "same command again" in said
     with chat_stub() as stub:

@@ -12,6 +12,7 @@ from axpo.cli.build import build_engine, build_parts, eval_sampling, limits_of
 from axpo.cli.rows import check_questions, context_length
 from axpo.cli.tools import build_executor, check_tools
 from axpo.dialogue import Transcript
+from axpo.engines.connections import check_reachable
 from axpo.engines.http import HttpChatModel
 from axpo.engines.wire import WireOptions
 from axpo.evaluation.sampling import Sampler
@@ -134,6 +135,7 @@ async def _open_endpoint(
     journal = TurnJournal(folder / "journal.jsonl", store=store, pictures=folder / "images")
     with contextlib.closing(executor), contextlib.closing(journal):
         check_tools(executor)
+        await check_reachable(url)
         model = HttpChatModel(
             url,
             config.model.path,

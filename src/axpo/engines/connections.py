@@ -7,13 +7,14 @@ how fast an evaluation runs, and aiohttp's takes a fraction of the time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from axpo.errors import MissingExtraError
+from axpo.errors import ConfigError, MissingExtraError
 from axpo.http import Answer, HttpFailure, host_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,25 @@ if TYPE_CHECKING:
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CHUNK_BYTES = 2**16
+
+
+async def check_reachable(url: str, *, timeout_s: float = 10.0) -> None:
+    """Raise `ConfigError` when nothing listens at `url`, before hundreds of requests find it out one by one.
+
+    Only for this machine: elsewhere a proxy may stand between.
+    """
+    parts = urlsplit(url)
+    if parts.hostname not in _LOOPBACK:
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+    except (OSError, TimeoutError) as error:
+        raise ConfigError(f"nothing answers at {host_of(url)}. Start the server, or check the address.") from error
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 class Connections:
