@@ -27,7 +27,7 @@ Call = tuple[str, FailureKind | str | None]
 
 def info(**changes: object) -> BenchmarkInfo:
     """A benchmark called `puzzles`."""
-    return BenchmarkInfo(**{"name": "puzzles", "title": "Puzzles", "area": "Reasoning", **changes})  # type: ignore[arg-type]
+    return BenchmarkInfo(**{"name": "puzzles", "title": "Puzzles", "area": "Reasoning", **changes})
 
 
 def question(

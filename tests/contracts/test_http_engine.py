@@ -45,7 +45,7 @@ def ask(text: str = "What?", *images: ImageRef, **changes: Any) -> ChatRequest:
         "sampling": SamplingParams(),
         "seed": 0,
     }
-    return ChatRequest(**{**fields, **changes})  # type: ignore[arg-type]
+    return ChatRequest(**{**fields, **changes})
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ class TestAsking:
 
         async def run() -> None:
             model = world.model(max_concurrent=3)
-            model._connections.post = post  # type: ignore[method-assign]
+            model._connections.post = post
             await asyncio.gather(*(model.reply(ask(str(number))) for number in range(12)))
 
         asyncio.run(run())
@@ -187,7 +187,7 @@ class TestPictures:
         sent = Image.open(io.BytesIO(self.url_of(world, image)[1]))
         assert sent.size == (32, 64) == (image.width_px, image.height_px)
         assert sent.getexif().get(0x0112, 1) == 1
-        assert [sent.convert("L").getpixel((16, y)) > 128 for y in (8, 56)] == [True, False]  # type: ignore[operator]
+        assert [sent.convert("L").getpixel((16, y)) > 128 for y in (8, 56)] == [True, False]
 
     def test_a_large_picture_is_scaled_down_and_the_pixels_are_told(self, world: World) -> None:
         image = self.add(world, Image.new("RGB", (400, 100)), "PNG")

@@ -242,7 +242,7 @@ def test_without_isolation_the_code_harms_neither_trainer_nor_fork_server() -> N
     tool = PythonTool(allow_unsafe=True)
     rollout = PythonRollout(tool)
     rollout.call("1")
-    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
+    keeper = tool._server._keeper._process.pid
     lines = set(rollout.outcome(HARM.format(trainer=os.getpid(), keeper=keeper)).splitlines())
     names = ("kill", "kill -", "prlimit", "F_SETOWN", "FIOSETOWN", "kill -1", "mem")
     assert lines - {"tkill -1 tgkill -1"} - {f"{name} PermissionError" for name in names} == {
@@ -255,7 +255,7 @@ def test_without_isolation_the_code_harms_neither_trainer_nor_fork_server() -> N
         "signal.signal(signal.SIGUSR1, lambda *_: print('mine')); signal.raise_signal(signal.SIGUSR1)"
     ) == ("mine")
     assert "ended its interpreter" in rollout.outcome("os.kill(os.getpid(), 9)")
-    assert tool._server._keeper._process.pid == keeper  # type: ignore[union-attr]
+    assert tool._server._keeper._process.pid == keeper
     tool.close()
 
 
@@ -296,7 +296,7 @@ def test_a_lost_fork_server_is_our_fault_and_is_replaced(victim: str) -> None:
     old.call("x = 1")
     fresh.call("1")
     fresh.close()
-    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
+    keeper = tool._server._keeper._process.pid
     interpreter = pid_of(old)
     inner = min(child for child, parent in parents().items() if parent == keeper)
     os.kill(keeper if victim == "keeper" else inner, signal.SIGKILL)
@@ -311,7 +311,7 @@ def test_a_lost_fork_server_is_our_fault_and_is_replaced(victim: str) -> None:
 
 def stop(server: SandboxServer) -> set[int]:
     """Its processes, which answer no more."""
-    keeper = server._keeper._process.pid  # type: ignore[union-attr]
+    keeper = server._keeper._process.pid
     processes = {keeper} | descendants(keeper)
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):  # an interpreter that was just killed
@@ -326,7 +326,7 @@ def test_a_fork_server_that_hangs_is_our_fault_and_is_replaced(monkeypatch: pyte
     processes = stop(server)
     with contextlib.suppress(BlockingIOError):
         while is_full:
-            server._control.send(b"{}")  # type: ignore[union-attr]
+            server._control.send(b"{}")
     monkeypatch.setattr("axpo.tools.sandbox.server.START_TIMEOUT_S", 0.2)
     with pytest.raises(ToolFault, match="no interpreter: no answer within") as caught:
         asyncio.run(asyncio.wait_for(server.spawn(Limits()), 20))
@@ -357,7 +357,7 @@ def test_rollouts_that_lose_variables_with_a_hung_fork_server_are_lost(monkeypat
 
     faults = asyncio.run(hang())
     assert [type(fault) for fault in faults] == [ToolFault] * 4
-    assert [fault.can_retry for fault in faults] == [False, True, True, True]  # type: ignore[attr-defined]
+    assert [fault.can_retry for fault in faults] == [False, True, True, True]
     monkeypatch.undo()
     assert unused.text("1 + 1") == "2"
     with pytest.raises(ToolFault, match="its fork server died") as caught:
@@ -441,7 +441,7 @@ def test_a_thousand_calls_leak_nothing(tool: PythonTool) -> None:
         rollout.close()
 
     one_rollout()
-    keeper = tool._server._keeper._process.pid  # type: ignore[union-attr]
+    keeper = tool._server._keeper._process.pid
     wait_until(lambda: len(descendants(keeper)) == 1)
     before = usage()
     for _ in range(50):

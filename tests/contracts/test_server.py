@@ -117,7 +117,7 @@ class TestAsOurClientSeesIt:
     def test_dialogues_are_those_of_the_loop_over_tokens(self, place: Place) -> None:
         problems = mini.problems("eval", store=place.store, num_questions=24)
         setup = RolloutSetup(
-            engine=WireSeeds(place.engine),  # type: ignore[arg-type]
+            engine=WireSeeds(place.engine),
             renderer=place.renderer,
             executor=place.executor(),
             reward_for=lambda problem: lambda text, problem: 0.0,

@@ -55,7 +55,7 @@ def arm(moment: str, count: int) -> None:
             tick()
             return rename(path, target)
 
-        Path.rename = dying_rename  # type: ignore[method-assign]
+        Path.rename = dying_rename
     else:
         raise ValueError(moment)
 

@@ -39,7 +39,7 @@ def with_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     collect = sources.RolloutSource.describe
 
     def describe(self: sources.RolloutSource, data: sources.QuestionBatch, rows: object) -> object:
-        metrics, lines = collect(self, data, rows)  # type: ignore[arg-type]
+        metrics, lines = collect(self, data, rows)
         return {**metrics, "rollout/dropped": int(data.step % 3 == 2)}, lines
 
     monkeypatch.setattr(sources.RolloutSource, "describe", describe)
@@ -86,7 +86,7 @@ def test_a_tracker_follows_a_run_from_start_to_end(tmp_path: Path, monkeypatch: 
 
     class Recording:
         def start(self, run: object) -> str:
-            calls.append(("start", run.known_id, run.first_step))  # type: ignore[attr-defined]
+            calls.append(("start", run.known_id, run.first_step))
             return "theirs"
 
         def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -23,7 +23,6 @@ from axpo.errors import ConfigError, DataError
 from axpo.reports.live import LOOKED_AT_S, LiveReport
 from synthetic_run import write_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NUM_STEPS = 6
 GONE = "Failed to load resource: net::ERR_"
 """A page may outlive its server, and says so itself."""
@@ -349,19 +348,6 @@ def test_a_run_is_only_read(whole: Path, tmp_path: Path) -> None:
 # -- in a browser -----------------------------------------------------------------------------------------------------
 
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: chromium on PATH")
-    with sync_api.sync_playwright() as play:
-        started = play.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture

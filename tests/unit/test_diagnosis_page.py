@@ -338,5 +338,5 @@ def _named(name: str) -> Any:
         pass
 
     part = Part()
-    part.name = name  # type: ignore[attr-defined]
+    part.name = name
     return part

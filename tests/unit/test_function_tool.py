@@ -370,7 +370,7 @@ def no_argument_line(a: int) -> int:
     return a
 
 
-def no_type(a) -> int:  # type: ignore[no-untyped-def]
+def no_type(a) -> int:
     """Adds.
 
     Args:

@@ -262,7 +262,7 @@ def test_a_picture_arrives_upright_and_in_rgb(rollout: PythonRollout) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (60, 40), 100).save(buffer, format="JPEG", exif=exif)
-    ref = rollout.context.store.add_bytes(buffer.getvalue())  # type: ignore[attr-defined]
+    ref = rollout.context.store.add_bytes(buffer.getvalue())
     rollout.context.images.append(ref)
     assert rollout.text("_pil_images[0].size, _pil_images[0].mode") == "((40, 60), 'RGB')"
     assert (ref.width_px, ref.height_px) == (40, 60)
@@ -326,13 +326,13 @@ def test_options_are_checked() -> None:
 @pytest.mark.parametrize("value", ["1024", 100.5, True, None])
 def test_an_option_of_another_type_is_named(option: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"{option} must be a whole number, got {value!r}. Write it without quotes"):
-        PythonTool(**{option: value})  # type: ignore[arg-type]
+        PythonTool(**{option: value})
 
 
 @pytest.mark.parametrize("option", ["allow_unsafe", "prestart"])
 def test_a_switch_is_not_a_word(option: str) -> None:
     with pytest.raises(ConfigError, match=f"{option} must be true or false, got 'false'"):
-        PythonTool(**{option: "false"})  # type: ignore[arg-type]
+        PythonTool(**{option: "false"})
 
 
 def test_no_timeout_outlasts_the_time_a_run_grants() -> None:

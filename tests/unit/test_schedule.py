@@ -9,7 +9,7 @@ from axpo.trainer.schedule import learning_rate
 
 def rates(schedule: str, *, num_steps: int = 6, warmup_steps: int = 2) -> list[float]:
     return [
-        learning_rate(step, num_steps=num_steps, peak=8.0, schedule=schedule, warmup_steps=warmup_steps)  # type: ignore[arg-type]
+        learning_rate(step, num_steps=num_steps, peak=8.0, schedule=schedule, warmup_steps=warmup_steps)
         for step in range(1, num_steps + 1)
     ]
 
@@ -34,7 +34,7 @@ def test_every_step_learns_and_none_above_the_peak(
     schedule: str, num_steps: int, warmup_steps: int, peak: float
 ) -> None:
     for step in range(1, num_steps + 1):
-        rate = learning_rate(step, num_steps=num_steps, peak=peak, schedule=schedule, warmup_steps=warmup_steps)  # type: ignore[arg-type]
+        rate = learning_rate(step, num_steps=num_steps, peak=peak, schedule=schedule, warmup_steps=warmup_steps)
         assert 0 < rate <= peak
 
 

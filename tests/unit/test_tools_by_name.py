@@ -31,7 +31,7 @@ def test_the_papers_tools_have_the_papers_names(monkeypatch: pytest.MonkeyPatch)
     }
     assert properties["python"]["timeout"]["default"] == 12
     assert properties["tavily-search"]["max_results"]["default"] == 5
-    assert tools["tavily-search"]._domains.exclude == ["huggingface.co"]  # type: ignore[attr-defined]
+    assert tools["tavily-search"]._domains.exclude == ["huggingface.co"]
 
 
 def test_a_tool_brings_its_companions(tmp_path: Path) -> None:

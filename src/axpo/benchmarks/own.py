@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from axpo.benchmarks.benchmark import Benchmark, Preset, even_slice
+from axpo.benchmarks.benchmark import Area, Benchmark, Preset, even_slice
 from axpo.dialogue import Verdict
 from axpo.errors import DataError
 from axpo.images import ContentImageStore
@@ -20,12 +20,12 @@ from axpo.types import Problem
 SUFFIXES = (".jsonl", ".parquet")
 
 
-def mini_benchmark(name: str, title: str, area: str, split: str) -> Benchmark:
+def mini_benchmark(name: str, title: str, area: Area, split: str) -> Benchmark:
     """A held-out split of the mini family (`docs/mini_task.md`)."""
     return Benchmark(
         name=name,
         title=title,
-        area=area,  # type: ignore[arg-type]  # literals of the registry
+        area=area,
         hub_id="",
         licence="Apache-2.0",
         load=functools.partial(_load_mini, name=name, split=split),

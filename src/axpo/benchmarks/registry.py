@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 from axpo.benchmarks import judge_prompts
@@ -35,6 +36,19 @@ from axpo.benchmarks.own import SUFFIXES, mini_benchmark, own_benchmark
 from axpo.benchmarks.scorers import dynamath, letters, mathvision, mathvision_official, mathvr, mmsearch, short_answers
 from axpo.errors import ConfigError
 
+_HRBENCH_4K = Benchmark(
+    name="hrbench_4k",
+    title="HR-Bench-4K",
+    area="Perception",
+    hub_id="DreamMr/HR-Bench",
+    licence="not stated",
+    load=hrbench_files.load_4k,
+    score=letters.score,
+    score_official=letters.score_hrbench_official,
+    judge=judge_prompts.CHOICE,
+    sizes={"axpo": 200, "full": 800},
+    breakdowns=("category", "rotation"),
+)
 _PUBLISHED = (
     Benchmark(
         name="mathvision",
@@ -101,32 +115,8 @@ _PUBLISHED = (
         sizes={"axpo": 106, "full": 515},
         breakdowns=("difficulty",),
     ),
-    Benchmark(
-        name="hrbench_4k",
-        title="HR-Bench-4K",
-        area="Perception",
-        hub_id="DreamMr/HR-Bench",
-        licence="not stated",
-        load=hrbench_files.load_4k,
-        score=letters.score,
-        score_official=letters.score_hrbench_official,
-        judge=judge_prompts.CHOICE,
-        sizes={"axpo": 200, "full": 800},
-        breakdowns=("category", "rotation"),
-    ),
-    Benchmark(
-        name="hrbench_8k",
-        title="HR-Bench-8K",
-        area="Perception",
-        hub_id="DreamMr/HR-Bench",
-        licence="not stated",
-        load=hrbench_files.load_8k,
-        score=letters.score,
-        score_official=letters.score_hrbench_official,
-        judge=judge_prompts.CHOICE,
-        sizes={"axpo": 200, "full": 800},
-        breakdowns=("category", "rotation"),
-    ),
+    _HRBENCH_4K,
+    replace(_HRBENCH_4K, name="hrbench_8k", title="HR-Bench-8K", load=hrbench_files.load_8k),
     Benchmark(
         name="hrmmsearch",
         title="HR-MMSearch",

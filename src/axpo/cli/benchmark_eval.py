@@ -185,7 +185,7 @@ def run_benchmarks(request: Request, *, console: RunConsole) -> None:
             _check_asked(request.folder / "rollouts" / f"{name}.jsonl", problems[name])
         manifest = _manifest(request, commits, known)
         write_manifest(request.folder, manifest)
-        write_atomically(request.folder / "config.toml", [format_toml(request.config)])
+        write_atomically(request.folder / "config.toml", [format_toml(request.config).rstrip("\n")])
         RunRecorder(request.folder, store=store, device=request.config.endpoint.url or request.config.run.device)
         for benchmark in request.benchmarks:
             write_problems(request.folder, benchmark.name, problems[benchmark.name])

@@ -21,6 +21,7 @@ from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
 from axpo.engines.hf import HfEngine
 from axpo.errors import ConfigError, DataError
 from axpo.evaluation.run import evaluate
+from axpo.files import write_atomically
 from axpo.images import ContentImageStore
 from axpo.integrations.trackers import build_tracker
 from axpo.integrations.tracking import Tracking
@@ -123,10 +124,7 @@ def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, con
 
 def open_folder(parts: Parts, folder: Path) -> RunRecorder:
     """Create the run's folder, save the resolved configuration in it and start recording."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "config.toml.partial"
-    partial.write_text(format_toml(parts.config), encoding="utf-8")
-    partial.replace(folder / "config.toml")
+    write_atomically(folder / "config.toml", [format_toml(parts.config).rstrip("\n")])
     return RunRecorder(folder, store=parts.store, device=str(parts.device))
 
 

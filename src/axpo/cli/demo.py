@@ -198,7 +198,7 @@ def _show(console: Console, folders: Sequence[Path], report: Path) -> None:
 
 
 def _bounds(interval: Interval) -> str:
-    """Both ends in percent, short enough for a column."""
+    """Both ends in whole percent: eight columns have to fit a terminal."""
     if interval.low is None or interval.high is None:
         return ""
-    return f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
+    return f"{100 * interval.low:.0f}-{100 * interval.high:.0f}"

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axpo.errors import ConfigError
+from axpo.files import write_atomically
 
 if TYPE_CHECKING:
     from axpo.cli.build import Parts
@@ -341,12 +341,7 @@ def _write(folder: Path, config: Config, result: ProbeResult) -> None:
         "thresholds": {name.lower(): getattr(call_clusters, name) for name in rules},
         "config": config.model_dump(mode="json"),
     }
-    partial = folder / "probe.json.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / "probe.json")
+    write_atomically(folder / "probe.json", [json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)])
 
 
 def _show(result: ProbeResult, folder: Path) -> None:

@@ -26,6 +26,7 @@ from typing import Any, Literal, cast
 
 from axpo.codec import from_json, to_json
 from axpo.errors import DataError, RecordError
+from axpo.files import write_atomically
 from axpo.images import ContentImageStore
 from axpo.types import (
     ContinuationGroup,
@@ -104,7 +105,7 @@ class RunRecorder:
     def truncate_after(self, step: int) -> None:
         """Drop every record of a later step and what an interrupted write left. Call before resuming at `step`."""
         kept = [record for record in read_metrics(self._folder) if record["step"] <= step]
-        _write_atomically(self._metrics_path, (json.dumps(record) for record in kept))
+        write_atomically(self._metrics_path, (json.dumps(record) for record in kept))
         for path in (self._folder / "rollouts").iterdir():
             match = _ROLLOUT_FILE.fullmatch(path.name)
             if match is None or int(match[2]) > step:
@@ -124,7 +125,7 @@ class RunRecorder:
             self._store.persist(image)
         if lines:
             path = self._folder / "rollouts" / f"{kind}-{step:06d}.jsonl"
-            _write_atomically(path, (json.dumps(line, ensure_ascii=False) for line in lines))
+            write_atomically(path, (json.dumps(line, ensure_ascii=False) for line in lines))
         _append_line(self._metrics_path, json.dumps(_metrics_record(kind, step, metrics), allow_nan=False))
 
 
@@ -310,16 +311,6 @@ def _clip(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _write_atomically(path: Path, lines: Iterable[str]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
-
-
 def _append_line(path: Path, line: str) -> None:
     """One write call, after an unfinished last line of a run that died was cut off."""
     if path.exists() and not path.read_bytes().endswith(b"\n"):
@@ -329,14 +320,6 @@ def _append_line(path: Path, line: str) -> None:
         file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _record_start(path: Path, *, device: str) -> None:
@@ -352,7 +335,7 @@ def _record_start(path: Path, *, device: str) -> None:
     known = read_run_info(path.parent)
     if known:
         start = {**known, "resumed": [*known.get("resumed", []), start]}
-    _write_atomically(path, [json.dumps(start, indent=1)])
+    write_atomically(path, [json.dumps(start, indent=1)])
 
 
 def _package_versions() -> dict[str, str]:

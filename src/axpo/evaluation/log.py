@@ -16,6 +16,7 @@ from typing import Any
 from axpo.codec import from_json, to_json
 from axpo.errors import DataError, RecordError
 from axpo.evaluation.records import SampledRollout
+from axpo.files import write_atomically
 
 Key = tuple[str, int]
 """Problem id and number of the sample."""
@@ -40,7 +41,7 @@ class RolloutLog:
 
     def append(self, record: SampledRollout) -> None:
         """Write a try, from any thread. Returns when it is on the disk."""
-        line = json.dumps(to_json(record), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        line = f"{_to_line(record)}\n".encode("utf-8", "replace")
         with self._lock:
             self._file.write(line)
             self._file.flush()
@@ -85,14 +86,12 @@ def drop_lost(path: Path) -> int:
     records = list(read_log(path))
     kept = [record for record in records if record.transcript is not None]
     if len(kept) < len(records):
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            for record in kept:
-                file.write(json.dumps(to_json(record), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, map(_to_line, kept))
     return len(records) - len(kept)
+
+
+def _to_line(record: SampledRollout) -> str:
+    return json.dumps(to_json(record), ensure_ascii=False)
 
 
 def _read_line(line: bytes, place: str) -> SampledRollout:

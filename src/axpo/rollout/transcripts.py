@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from axpo.dialogue import TokenUsage, Transcript
 from axpo.protocols import Renderer
+from axpo.rollout.rendering import THINK_TAGS
 from axpo.types import Content, Message, Problem, Rollout, SegmentKind
-
-THINK_TAGS = ("<think>", "</think>")
 
 
 def transcript_of(rollout: Rollout, problem: Problem, *, renderer: Renderer) -> Transcript:
