@@ -1,4 +1,4 @@
-"""A dialogue as messages, and what a scorer made of it: the records of evaluation. Standard library only."""
+"""Dialogues as messages: demonstrations, transcripts, and what a scorer made of one. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from axpo.errors import RecordError
-from axpo.types import Message, StopReason, ToolResult
+from axpo.types import JsonValue, Message, StopReason, ToolResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A demonstration for supervised fine-tuning: assistant turns learn, everything else is context."""
+
+    id: str
+    messages: tuple[Message, ...]
+    tools: tuple[str, ...] | None = None
+    metadata: Mapping[str, JsonValue] = field(default_factory=lambda: cast("dict[str, JsonValue]", {}))
+
+    def __post_init__(self) -> None:
+        if not any(message.role == "assistant" for message in self.messages):
+            raise RecordError(f"Conversation {self.id}: needs at least one assistant message")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

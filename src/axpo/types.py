@@ -220,20 +220,6 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """A demonstration for supervised fine-tuning: assistant turns learn, everything else is context."""
-
-    id: str
-    messages: tuple[Message, ...]
-    tools: tuple[str, ...] | None = None
-    metadata: Mapping[str, JsonValue] = field(default_factory=lambda: cast("dict[str, JsonValue]", {}))
-
-    def __post_init__(self) -> None:
-        if not any(message.role == "assistant" for message in self.messages):
-            raise RecordError(f"Conversation {self.id}: needs at least one assistant message")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to sample. `temperature=0` is greedy; `top_k=0` and `top_p=1` switch truncation off."""
 

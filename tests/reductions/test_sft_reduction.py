@@ -10,12 +10,13 @@ import torch
 
 from axpo.cli.build import build_optimizer, build_parts, build_policy
 from axpo.cli.overrides import load_config, split_overrides
+from axpo.dialogue import Conversation
 from axpo.images import ContentImageStore
 from axpo.models.loading import load_model
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.trainer.sources import DemonstrationSource
 from axpo.trainer.step import train_step
-from axpo.types import Content, Conversation, Message, ToolCall, TrainingRow
+from axpo.types import Content, Message, ToolCall, TrainingRow
 from workshop import words_of
 
 IGNORED = -100

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from axpo.dialogue import Conversation
 from axpo.errors import DataError
 from axpo.images import ContentImageStore
 from axpo.tasks.jsonl import load_conversations
-from axpo.types import Content, Conversation, Message, ToolCall
+from axpo.types import Content, Message, ToolCall
 
 BOX = {"bbox_2d": [0, 0, 500, 500], "label": "sign"}
 

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from axpo.cli.rows import check_conversations, check_questions
+from axpo.dialogue import Conversation
 from axpo.errors import DataError
 from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.rollout.rendering import QwenRenderer
 from axpo.tools.fakes import EchoTool
-from axpo.types import Content, Conversation, Message, Problem
+from axpo.types import Content, Message, Problem
 
 REFUSAL = "{%- if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
 TOOLS = {"echo": EchoTool().spec, "other": EchoTool(name="other").spec}

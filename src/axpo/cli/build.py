@@ -18,6 +18,7 @@ from axpo.cli.rows import check_conversations, check_questions, context_length
 from axpo.cli.tools import build_executor, check_tools
 from axpo.diagnostics.health import HealthMonitor
 from axpo.diagnostics.recorder import RunRecorder, read_metrics, rollout_lines
+from axpo.dialogue import Conversation
 from axpo.engines.hf import HfEngine
 from axpo.errors import ConfigError, DataError
 from axpo.evaluation.run import evaluate
@@ -40,7 +41,7 @@ from axpo.trainer.policy import Policy
 from axpo.trainer.sources import DemonstrationSource, Lines, RolloutSource
 from axpo.trainer.step import Metrics
 from axpo.trainer.weight_sync import WeightSync
-from axpo.types import Conversation, Message, Problem, SamplingParams
+from axpo.types import Message, Problem, SamplingParams
 
 MINI = "mini"
 """`model.path = "mini"`, `data.train = "mini:train"`: what ships with the package."""

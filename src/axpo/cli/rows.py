@@ -7,9 +7,10 @@ from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from axpo.dialogue import Conversation
 from axpo.errors import DataError
 from axpo.protocols import Renderer
-from axpo.types import Conversation, Problem, ToolSpec
+from axpo.types import Problem, ToolSpec
 
 
 def check_questions(

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from axpo.dialogue import Conversation
 from axpo.errors import DataError
 from axpo.images import ContentImageStore
 from axpo.tasks.fields import ImageSource, Place, Row
 from axpo.tasks.schema import build_conversation, build_problem
-from axpo.types import Conversation, Problem
+from axpo.types import Problem
 
 _Item = TypeVar("_Item", Problem, Conversation)
 _PARQUET_BATCH_ROWS = 32

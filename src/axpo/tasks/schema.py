@@ -7,9 +7,10 @@ import string
 from collections.abc import Sequence
 from typing import Any, cast
 
+from axpo.dialogue import Conversation
 from axpo.tasks.fields import ImageSource, Place, Row, check_text, known_fields
 from axpo.tasks.messages import place_images, read_messages, read_question
-from axpo.types import Content, Conversation, JsonValue, Message, Problem
+from axpo.types import Content, JsonValue, Message, Problem
 
 PROBLEM_FIELDS = (
     "id",

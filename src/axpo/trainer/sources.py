@@ -14,13 +14,13 @@ from axpo.algo.prefixes import tool_call_confidence
 from axpo.algo.resampling import plan_resampling
 from axpo.diagnostics.metrics import Metrics, picture_metrics, rollout_metrics
 from axpo.diagnostics.recorder import rollout_lines
+from axpo.dialogue import Conversation
 from axpo.protocols import Renderer
 from axpo.rollout.collect import OnRollout, OnTotal, StepRollouts, collect_step
 from axpo.rollout.loop import RolloutSetup
 from axpo.rollout.seeding import derive_seed
 from axpo.trainer.config import Config
 from axpo.types import (
-    Conversation,
     ImageRef,
     JsonValue,
     Problem,

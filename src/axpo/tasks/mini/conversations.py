@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from axpo.dialogue import Conversation
 from axpo.errors import ConfigError
 from axpo.images import ContentImageStore
 from axpo.tasks.mini import distances, lookups
 from axpo.tasks.mini.demonstrations import Style, demonstrate
 from axpo.tasks.mini.questions import parse_split, question_message, question_text, sample_clear_scene, store_scene
 from axpo.tasks.mini.scenes import sample_scene
-from axpo.types import Conversation, Message
+from axpo.types import Message
 
 NUM_ROWS = 1536
 ZOOM_ONLY = ("image_zoom_in",)
