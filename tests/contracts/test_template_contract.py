@@ -1,7 +1,8 @@
 """Did the tokenizer, the template engine or the image processor move?
 
+The rendering is compared with the chat template for a small vocabulary and for the one that Qwen publishes.
 `AXPO_QWEN_CHECKPOINT` may name a folder with the tokenizer, template and configs of a published Qwen3-VL-Thinking
-checkpoint (no weights needed); the tests that compare with it are skipped otherwise.
+checkpoint (no weights needed); it is used instead, and the shipped template is compared with the published one.
 """
 
 from __future__ import annotations
@@ -17,11 +18,24 @@ from axpo.images import ContentImageStore
 from axpo.models.scratch import TEMPLATE_PATH
 from axpo.rollout.rendering import QwenRenderer
 from axpo.types import Content, ImageRef, Message, SegmentKind, ToolCall, ToolResult, ToolSpec
+from qwen_vocabulary import save_checkpoint_without_weights, vocabulary_file
 
 PUBLISHED = os.environ.get("AXPO_QWEN_CHECKPOINT")
 needs_published = pytest.mark.skipif(
     PUBLISHED is None, reason="AXPO_QWEN_CHECKPOINT names no folder of a published Qwen3-VL-Thinking checkpoint"
 )
+
+
+@pytest.fixture(scope="session")
+def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published checkpoint, or at least its vocabulary."""
+    if PUBLISHED is not None:
+        return Path(PUBLISHED)
+    vocabulary = vocabulary_file()
+    if vocabulary is None:
+        pytest.skip("the package dashscope with Qwen's vocabulary is not installed: run scripts/setup")
+    return save_checkpoint_without_weights(tmp_path_factory.mktemp("qwen"), vocabulary)
+
 
 TOOL = ToolSpec(name="image_zoom_in", description="Zoomt näher.", parameters={"type": "object", "properties": {}})
 WRAPPED_TOOL = {
@@ -108,9 +122,8 @@ def test_placeholders_are_as_many_as_the_picture_has_merged_patches(tiny_checkpo
     assert len(placeholders) == num_patches // preprocessor.merge_size**2
 
 
-@needs_published
-def test_published_ids_are_the_published_ones() -> None:
-    renderer, tokenizer = load(str(PUBLISHED))
+def test_ids_are_the_published_ones(qwen_checkpoint: Path) -> None:
+    renderer, tokenizer = load(qwen_checkpoint)
     assert renderer.stop_token_ids == (151645, 151643)
     # im_start, vision_start to video_pad, the tool_response tags, and 267 outputs without a token
     assert renderer.banned_token_ids == (151644, *range(151652, 151657), 151665, 151666, *range(151669, 151936))
@@ -121,9 +134,23 @@ def test_published_ids_are_the_published_ones() -> None:
     assert ids[opened.start] == 151657
 
 
-@needs_published
-def test_published_template_gives_rollout_tokens_at_every_turn() -> None:
-    check_dialogue(*load(str(PUBLISHED)))
+def test_rollout_tokens_are_the_templates_in_the_published_vocabulary(qwen_checkpoint: Path) -> None:
+    check_dialogue(*load(qwen_checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("Hello, world!", [9707, 11, 1879, 0]),
+        ("12 apples", [16, 17, 40676]),
+        ("\n\n", [271]),
+        ("<think>\n", [151667, 198]),
+        ("</tool_call><|im_end|>", [151658, 151645]),
+    ],
+)
+def test_texts_have_their_published_ids(qwen_checkpoint: Path, text: str, ids: list[int]) -> None:
+    _, tokenizer = load(qwen_checkpoint)
+    assert tokenizer.encode(text, add_special_tokens=False) == ids
 
 
 @needs_published

@@ -16,7 +16,7 @@ from axpo import __version__
 from axpo.cli.folders import check_folder
 from axpo.cli.main import main
 from axpo.cli.overrides import load_config
-from axpo.errors import WeightSyncError
+from axpo.errors import ConfigError, WeightSyncError
 from workshop import numbers_of, read_jsonl, words_of
 
 QUESTION: dict[str, Any] = {"id": "q", "question": "0?", "answer": "B"}
@@ -172,8 +172,12 @@ def test_a_row_longer_than_the_models_context_is_refused_before_anything_is_samp
 
 def test_a_start_killed_before_its_configuration_was_saved_does_not_block_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run" / "images").mkdir(parents=True)
-    write(tmp_path / "run" / "config.toml.partial", "[run")
-    check_folder(tmp_path / "run", load_config(Path("config.toml")), resume=False)
+    partial = write(tmp_path / "run" / "config.toml.partial", "[run")
+    config = load_config(Path("config.toml"))
+    check_folder(tmp_path / "run", config, resume=False)  # raises where the folder is refused, as it is below
+    partial.rename(tmp_path / "run" / "config.toml")
+    with pytest.raises(ConfigError, match="--resume"):
+        check_folder(tmp_path / "run", config, resume=False)
 
 
 def test_a_missing_extra_is_answered_with_the_line_that_installs_it(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -232,7 +235,7 @@ def test_nothing_that_a_model_wrote_becomes_markup_and_nothing_is_loaded(tmp_pat
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") or name == "src" for name in attributes), tag
         assert tag != "a" or (attributes["href"] or "").startswith("#")
-    assert re.findall(r"url\((?!data:image/jpeg;base64,)", html) == []
+    assert re.findall(r"url\((?!data:image/webp;base64,)", html) == []
     assert "default-src 'none'" in html
 
 
@@ -242,11 +245,34 @@ def test_pictures_are_thumbnails_and_a_missing_one_is_said(tmp_path: Path) -> No
     problems = [question("a", images=[seen]), question("b", images=[gone])]
     rollouts = [answered("a", 0, calls=[(ZOOM, None)], crop=crop), answered("b", 0)]
     html = _write(tmp_path, _records(problems, rollouts))
-    assert html.count("data:image/jpeg;base64,") == 2
+    assert html.count("data:image/webp;base64,") == 2
     assert f'class="picture p-{seen.sha256[:16]}" role="img" aria-label="picture of the question"' in html
     assert f'class="picture p-{crop.sha256[:16]}" role="img" aria-label="what the tool returned"' in html
     assert html.count("picture not shown") == 1
     assert "1 pictures are left out" in html
+
+
+def test_an_image_comes_from_the_run_under_its_own_hash_and_upright(tmp_path: Path) -> None:
+    """A link out of the folder or other bytes under the name of an image are not shown; EXIF turns are applied."""
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    real = _picture(outside)
+    (run / "images").mkdir(parents=True)
+    (run / "images" / f"{real.sha256}.png").symlink_to(next((outside / "images").iterdir()))
+    fake = ImageRef(sha256="a" * 64, width_px=9, height_px=9)
+    (run / "images" / f"{fake.sha256}.png").write_bytes(next((outside / "images").iterdir()).read_bytes())
+    shelf = PictureShelf(folder=run, max_bytes=10**6)
+    assert [shelf.view(ref).css_class for ref in (real, fake)] == [None, None]
+
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: width and height are exchanged
+    Image.new("RGB", (60, 20), "red").save(turned, format="JPEG", exif=exif)
+    sha256 = hashlib.sha256(turned.getvalue()).hexdigest()
+    (run / "images" / f"{sha256}.jpg").write_bytes(turned.getvalue())
+    name = shelf.view(ImageRef(sha256=sha256, width_px=20, height_px=60)).css_class
+    data = base64.b64decode(shelf.thumbnails[name or ""].partition(",")[2])
+    with Image.open(io.BytesIO(data)) as shown:
+        assert shown.size == (20, 60)
 
 
 def test_a_shelf_takes_pictures_until_it_is_full(tmp_path: Path) -> None:

@@ -362,3 +362,14 @@ def test_the_record_goes_through_json(dump: Path) -> None:
     assert isinstance(diagnosis, Diagnosis)
     text = json.dumps(to_json(diagnosis), allow_nan=False)
     assert json.loads(text)["parts"][0]["recovery"]["num_prefixes"] == 15
+
+
+@pytest.mark.parametrize(("correct_at", "is_noted"), [(1.0, True), (0.5, False)])
+def test_a_threshold_that_no_reward_reaches_is_noted(tmp_path: Path, correct_at: float, is_noted: bool) -> None:
+    rows = [{"question": 1, "reward": reward, "text": "4"} for reward in (0.9, 0.1, None)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [part] = diagnose([path], correct_at=correct_at).parts
+    noted = [note for note in part.notes if note.startswith("No reward reaches 1, ")]
+    assert bool(noted) == is_noted
+    assert not noted or "the highest is 0.9. Set --correct-at" in noted[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import random
 import sqlite3
 import struct
 import time
@@ -236,7 +238,7 @@ def test_messages_whose_calls_stand_in_the_text() -> None:
 
 
 def verl_rows(step: int) -> list[dict[str, Any]]:
-    asked = {"input": "user\nHow many?\nassistant\n<think>\n", "gts": "2", "step": step, "acc": True}
+    asked = {"input": "user\nHow many?\nassistant\n<think>\n", "gts": "2", "step": step, "data_source": "mini"}
     return [
         {**asked, "output": ACTING.removeprefix("<think>\n"), "score": 1.0},
         {**asked, "output": "I guess\n</think>\n3", "score": 0.0},
@@ -729,3 +731,177 @@ def test_what_a_file_holds_cannot_write_to_the_terminal() -> None:
     problems = Problems()
     problems.add_malformed("a\x1b[2J.jsonl", "\x07bell\ud800" + "x" * 10_000)
     assert problems.malformed[0].startswith("a?[2J.jsonl: ?bell?") and len(problems.malformed[0]) < 300
+
+
+# -- formats of other projects ----------------------------------------------------------------------------------------
+
+ZOOM = '<grounding>{"bbox_2d": [1, 2, 30, 40], "source": "original_image"}</grounding>'
+
+
+@pytest.mark.parametrize(
+    ("text", "calls", "in_thinking", "num_turns"),
+    [
+        (f"<think>small</think>{ZOOM}", [("grounding", False)], 0, 1),
+        (f"<think>a</think>{ZOOM}user\nHere is the crop.\nassistant\n<think>b</think>4", [("grounding", True)], 0, 2),
+        (f"<think>a</think>{ZOOM}crop<think>b</think>{ZOOM}crop<think>c</think>4", [("grounding", True)] * 2, 0, 3),
+        (f"<think>maybe {ZOOM}</think>4", [], 1, 1),
+        ("<think>a</think><grounding>the sign</grounding>no<think>b</think>4", [(None, True)], 0, 2),
+        ("<think>a</think><grounding>{", [(None, False)], 0, 1),
+    ],
+)
+def test_the_zoom_of_mini_o3_is_a_call(
+    text: str, calls: list[tuple[str | None, bool]], in_thinking: int, num_turns: int
+) -> None:
+    heard = read_text(text)
+    assert [(call.tool, call.is_answered) for call in heard.calls] == calls
+    assert (heard.num_in_thinking, heard.num_turns) == (in_thinking, num_turns)
+
+
+def sharegpt(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": sender, "value": text} for sender, text in turns]
+
+
+def test_sharegpt_conversations_have_turns_tools_and_questions(tmp_path: Path) -> None:
+    call = json.dumps({"name": "zoom", "arguments": {"box": [1, 2, 3, 4]}})
+    rows = [
+        {"conversations": sharegpt(("human", "How many?"), ("gpt", "<think>a</think>4")), "score": 1.0},
+        {
+            "conversations": sharegpt(
+                ("human", "How many?"), ("function_call", call), ("observation", "Error: no image"), ("gpt", "3")
+            ),
+            "score": 0.0,
+        },
+        {
+            "conversations": sharegpt(("human", "Which?"), ("function_call", f"[{call}, {call}]"), ("gpt", "3")),
+            "score": 0.0,
+        },
+    ]
+    name, seen, problems = load(write_rows(tmp_path / "sharegpt.jsonl", rows))
+    assert (name, problems.num_malformed) == ("openai", 0)
+    assert [(r.num_turns, [c.tool for c in r.calls]) for r in seen] == [(1, []), (2, ["zoom"]), (2, ["zoom", "zoom"])]
+    assert seen[1].calls[0].failure is FailureKind.EXECUTION_ERROR
+    assert seen[0].question == seen[1].question != seen[2].question
+
+
+def test_messages_without_a_turn_of_the_model_are_malformed_and_named(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "human", "content": "?"}, {"role": "ai", "content": "4"}], "reward": 1, "task_id": 1}
+    ]
+    _, seen, problems = load(write_rows(tmp_path / "roles.jsonl", rows))
+    assert not seen and "no message has the role assistant; there are ai, human" in problems.malformed[0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "mapping", "rewards"),
+    [
+        ({}, {}, [0.9, 0.1]),
+        ({"acc": True}, {}, [1.0, 1.0]),
+        ({"acc": 0}, {}, [0.0, 0.0]),
+        ({"acc": True}, {"reward": "score"}, [0.9, 0.1]),
+        ({"acc": "right"}, {}, [0.9, 0.1]),
+    ],
+)
+def test_accuracy_counts_more_than_a_shaped_score_in_verl_dumps(
+    tmp_path: Path, extra: dict[str, Any], mapping: dict[str, str], rewards: list[float]
+) -> None:
+    rows = [{"input": "q", "output": "4", "score": score, "gts": "4", "step": 1, **extra} for score in (0.9, 0.1)]
+    path = write_rows(tmp_path / "1.jsonl", rows)
+    assert [rollout.reward for rollout in load(path, mapping=mapping)[1]] == rewards
+    dump = open_dump(find_dumps(path, Problems())[0], Problems(), mapping=mapping)
+    assert ("--map reward=score" in dump.note) == (rewards[0] in (0.0, 1.0))
+
+
+def test_skyrl_scores_per_token_are_added_up(tmp_path: Path) -> None:
+    row = {
+        "input_prompt": "How many?",
+        "output_response": ACTING,
+        "score": [0.0, 0.0, 1.0],
+        "stop_reason": "stop",
+        "env_class": "gsm8k",
+        "env_extras": {"reward_spec": {"ground_truth": "2"}},
+        "data_source": "gsm8k",
+    }
+    cut = {**row, "output_response": "<think>a", "score": 0.0, "stop_reason": "length"}
+    name, seen, problems = load(write_rows(tmp_path / "gsm8k.jsonl", [row, cut]))
+    assert (name, problems.num_malformed) == ("skyrl", 0)
+    assert [(r.reward, r.uses_tool, r.is_truncated) for r in seen] == [(1.0, True, False), (0.0, False, True)]
+    assert seen[0].question == seen[1].question
+
+
+def test_nemo_rl_texts_without_roles_start_with_the_prompt(tmp_path: Path) -> None:
+    whole = f"<|im_start|>user\nHow many? <tool_call>{{}}</tool_call><|im_end|>\n<|im_start|>assistant\n{ACTING}"
+    rows = [
+        {"content": [["How many?", f"<think>a</think>{CALL}", RESULT, "4"]], "rewards": [1.0], "idx": 0},
+        {"content": [whole], "rewards": 0.0, "idx": 1, "generation_logprobs": [[0.0]]},
+        {"content": ["no markup at all"], "rewards": [0.0], "idx": 2},
+    ]
+    name, seen, problems = load(write_rows(tmp_path / "train_data_step7.jsonl", rows))
+    assert name == "nemo-rl"
+    assert [(r.reward, len(r.calls), r.num_turns) for r in seen] == [(1.0, 1, 2), (0.0, 1, 2)]
+    assert problems.num_malformed == 1 and "docs/diagnose.md" in problems.malformed[0]
+
+
+def test_rllm_episodes_are_one_rollout_per_trajectory(tmp_path: Path) -> None:
+    def episode_row(number: int, is_correct: bool) -> dict[str, Any]:
+        chat = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": ACTING}]
+        steps = [{"chat_completions": chat[:1]}, {"chat_completions": chat}]
+        reason = "env_done" if is_correct else "max_response_length_exceeded"
+        return {
+            "id": f"task-1:{number}",
+            "task": {"question": "How many?"},
+            "is_correct": is_correct,
+            "termination_reason": reason,
+            "trajectories": [{"name": "solver", "steps": steps, "reward": 0.3}],
+        }
+
+    rows = [episode_row(0, True), episode_row(1, False), {**episode_row(2, True), "trajectories": [{"steps": []}]}]
+    name, seen, problems = load(write_rows(tmp_path / "episodes.jsonl", rows))
+    assert (name, problems.num_malformed) == ("rllm", 1)
+    assert [(r.reward, r.uses_tool, r.is_truncated) for r in seen] == [(1.0, True, False), (0.0, True, True)]
+    assert seen[0].question == seen[1].question
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"resourceSpans": []}, "an OpenTelemetry trace"),
+        ({"run_type": "llm", "trace_id": "1", "inputs": {}, "outputs": {}}, "a LangSmith run"),
+        ({"doc_id": 1, "resps": [["4"]], "filtered_resps": ["4"], "acc": 1.0}, "lmms-eval or lm-eval samples"),
+    ],
+)
+def test_what_is_known_but_not_read_is_refused_with_advice(tmp_path: Path, row: dict[str, Any], told: str) -> None:
+    with pytest.raises(DataError, match=f"it looks like {told}.*question"):
+        load(write_rows(tmp_path / "rows.jsonl", [row]))
+
+
+def test_the_advice_for_lmms_eval_samples_works(tmp_path: Path) -> None:
+    rows = [
+        {"doc_id": 3, "resps": [["<think>a</think>4"]], "filtered_resps": ["4"], "vqa": {"score": score}}
+        for score in (1.0, 0.0)
+    ]
+    path = write_rows(tmp_path / "samples.jsonl", rows)
+    mapping = {"question": "doc_id", "text": "resps.0.0", "reward": "vqa.score"}
+    _, seen, problems = load(path, format="minimal", mapping=mapping)
+    assert problems.num_malformed == 0
+    assert [(r.reward, r.num_turns, r.length) for r in seen] == [(1.0, 1, 17), (0.0, 1, 17)]
+
+
+def test_every_damage_to_an_archive_or_a_database_is_one_clear_sentence(tmp_path: Path) -> None:
+    """Flips bytes and cuts: no other exception than `DataError` may leave the reader."""
+    archive = tmp_path / "log.eval"
+    zip_with_zstandard(archive, {"samples/1.json": json.dumps(inspect_sample("a", 1, "C")).encode()})
+    database = tmp_path / "project.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TABLE metrics (id INTEGER PRIMARY KEY, run_id TEXT, metrics TEXT)")
+        cell = {"_type": "trackio.table", "_value": [{"prompt": "q", "completion": "4", "advantage": 0.0}]}
+        connection.execute("INSERT INTO metrics VALUES (1, 'r', ?)", (json.dumps({"completions": cell}),))
+    for path in (archive, database):
+        whole = path.read_bytes()
+        random_bytes = random.Random(0)
+        for trial in range(400):
+            data = bytearray(whole)
+            for _ in range(1 + trial % 3):
+                data[random_bytes.randrange(len(data))] = random_bytes.randrange(256)
+            path.write_bytes(data[: random_bytes.randrange(len(data))] if trial % 4 == 0 else data)
+            with contextlib.suppress(DataError):
+                load(path)

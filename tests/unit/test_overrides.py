@@ -116,3 +116,18 @@ def test_an_unknown_override_names_the_nearest_option(tmp_path: Path) -> None:
 def test_an_override_into_something_that_is_no_table_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train: expected a table \[train\], got 3"):
         load_config(write(tmp_path, 'train = 3\n[model]\npath = "x"\n'), {"train.steps": "1"})
+
+
+def test_a_model_path_that_no_file_system_takes_is_left_for_the_loader_to_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"[model]\npath = '{'x' * 5000}'\n", encoding="utf-8")
+    assert load_config(path).model.path == "x" * 5000
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000], ids=["nested", "digits"])
+def test_a_value_that_the_toml_parser_cannot_take_is_one_clear_error(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"[run]\nseed = {value}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(path)
+    assert parse_literal(value) == value

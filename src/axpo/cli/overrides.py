@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ def parse_literal(text: str) -> Any:
     """
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # besides bad syntax: numbers of thousands of digits, brackets nested deeply
         return _parse_json_object(text)
     value = table["value"]
     return value if len(table) == 1 and isinstance(value, (bool, int, float, str, list, dict)) else text
@@ -107,7 +108,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
@@ -125,5 +126,6 @@ def _is_relative_path(value: str, folder: Path, *, may_be_hub_id: bool) -> bool:
     if re.match(r"\w+:", value) or Path(value).is_absolute():
         return False
     if may_be_hub_id:
-        return value.startswith(("./", "../")) or (value != "mini" and (folder / value).is_dir())
+        # os.path.isdir is False, where Path.is_dir raises, for a name that the file system refuses
+        return value.startswith(("./", "../")) or (value != "mini" and os.path.isdir(folder / value))
     return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axpo.diagnostics.gap_sums import RATES, DumpSums, StepSums, quantile
-from axpo.diagnostics.importers import DumpFile, OpenDump, Problems, find_dumps, open_dump
+from axpo.diagnostics.importers import DumpFile, OpenDump, Problems, SeenRollout, find_dumps, open_dump
 from axpo.diagnostics.importers.fields import Format
 from axpo.diagnostics.importers.problems import plain
 from axpo.diagnostics.intervals import Rate, RatioSums, difference
@@ -228,9 +228,17 @@ class _Part:
         self.format = format
         self.sums = DumpSums(correct_at=correct_at)
         self.num_rollouts = 0
+        self._correct_at = correct_at
+        self._highest_reward: float | None = None
         self._num_files = 0
         self._files: list[FileSummary] = []
         self._notes: list[str] = []
+
+    def add(self, seen: SeenRollout) -> None:
+        self.sums.add(seen)
+        if seen.reward is not None:
+            highest = self._highest_reward
+            self._highest_reward = seen.reward if highest is None else max(highest, seen.reward)
 
     def add_file(self, file: DumpFile, num_rollouts: int, note: str) -> None:
         self.sums.end_file()
@@ -272,8 +280,17 @@ class _Part:
             tool_use_change=_change([s.rates["tool_use_rate"] for s in by_step.values()]),
             recovery=recovery,
             missing=tuple(_missing(numbers, self.format, num_steps=len(by_step))),
-            notes=(*self._notes, *_notes(sums, total, has_steps=has_steps)),
+            notes=(*self._notes, *self._note_on_rewards(), *_notes(sums, total, has_steps=has_steps)),
         )
+
+    def _note_on_rewards(self) -> Iterable[str]:
+        """A warning where no rollout at all is right: more often a threshold or a field than a policy."""
+        if self._highest_reward is not None and self._highest_reward < self._correct_at:
+            yield (
+                f"No reward reaches {self._correct_at:g}, so every rollout counts as wrong; the highest is "
+                f"{self._highest_reward:g}. Set --correct-at to the reward of a right answer, or name the field that "
+                "says what is right with --map reward=FIELD."
+            )
 
 
 def _open(
@@ -293,7 +310,7 @@ def _read(part: _Part, dump: OpenDump, problems: Problems, counter: _Counter, *,
     num_rollouts = 0
     try:
         for seen in dump.rollouts:
-            part.sums.add(seen)
+            part.add(seen)
             num_rollouts += 1
             counter()
     except DataError as error:  # the file broke off; what came before counts

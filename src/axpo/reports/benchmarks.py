@@ -161,7 +161,7 @@ def _context(
         "table": paper_html(build_paper_table([(evaluation.label, summaries), *others])),
         "alarms": [(summary.info.title, alarm) for summary in summaries for alarm in summary.alarms],
         "sections": sections,
-        "pictures": {name: data for shelf in shelves for name, data in shelf.book.entries.items()},
+        "pictures": {name: data for shelf in shelves for name, data in shelf.thumbnails.items()},
     }
 
 

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from axpo.dialogue import Transcript, Verdict
 from axpo.evaluation.records import JudgedRollout
-from axpo.reports.pictures import PictureBook, css_class
+from axpo.reports.thumbnails import read_thumbnail
 from axpo.reports.views import MAX_TEXT_CHARS, BlockView, PictureView
 from axpo.types import Content, ImageRef, Problem, ToolCall, ToolResult
 
 KINDS = ("tool users all wrong", "all wrong", "some wrong", "right")
 """In the order of the page."""
+MAX_SIDE_PX = 480
+MAX_PICTURES = 150
+"""Thumbnails of one benchmark; later pictures are left out: the page stays below a few megabytes."""
 _QUOTAS = (0.4, 0.2, 0.2, 0.2)
 _BLOCK_BYTES = 300
 """Markup around a text, about."""
@@ -77,21 +80,25 @@ class PictureShelf:
 
     folder: Path
     max_bytes: int
-    book: PictureBook = field(default_factory=PictureBook)
+    thumbnails: dict[str, str] = field(default_factory=dict[str, str])
+    """CSS class -> data address: a picture that is shown twenty times is in the page once."""
     num_bytes: int = 0
     num_left_out: int = 0
 
     def view(self, image: ImageRef) -> PictureView:
         """The picture's thumbnail, or its empty frame when there is no room or no file."""
-        name = css_class(image.sha256)
-        if name not in self.book.entries:
-            if self.num_bytes < self.max_bytes and self.book.add(self.folder, image.sha256):
-                self.num_bytes += len(self.book.entries[name])
-            else:
+        name: str | None = f"p-{image.sha256[:16]}"
+        if name not in self.thumbnails:
+            has_room = self.num_bytes < self.max_bytes and len(self.thumbnails) < MAX_PICTURES
+            data = read_thumbnail(self.folder, image.sha256, max_side_px=MAX_SIDE_PX) if has_room else None
+            if data is None:
                 self.num_left_out += 1
-                name = ""
+                name = None
+            else:
+                self.thumbnails[name] = data
+                self.num_bytes += len(data)
         aspect = max(0.2, min(5.0, image.width_px / image.height_px))
-        return PictureView(css_class=name or None, aspect=aspect)
+        return PictureView(css_class=name, aspect=aspect)
 
 
 def choose_questions(

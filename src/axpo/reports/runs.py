@@ -159,7 +159,7 @@ def load_run(folder: Path) -> Run:
     if (folder / "config.toml").exists():
         try:
             config = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{folder / 'config.toml'}: not readable TOML: {error}") from error
     return Run(folder=folder, config=config, info=read_run_info(folder), records=read_metrics(folder))
 

@@ -190,7 +190,15 @@ def _read_file(path: Path) -> bytes | None:
         return None
 
 
-def _reduce(path: Path, sha256: str, *, only_look: bool) -> Found | None:
+def read_thumbnail(run_dir: Path, sha256: str, *, max_side_px: int) -> str | None:
+    """A picture of a run as a data address, under the conditions of `Thumbnails`; None when it cannot be shown."""
+    if not _HASH.fullmatch(sha256):
+        return None
+    found = (_reduce(path, sha256, max_side_px=max_side_px) for path in _candidates(run_dir, sha256))
+    return next((one.thumbnail for one in found if one is not None), None)
+
+
+def _reduce(path: Path, sha256: str, *, only_look: bool = False, max_side_px: int = MAX_SIDE_PX) -> Found | None:
     """The thumbnail of a picture, or only what it is; None for other bytes than its name says and for no picture."""
     from PIL import Image, ImageOps
 
@@ -205,9 +213,9 @@ def _reduce(path: Path, sha256: str, *, only_look: bool) -> Found | None:
                 suffix, size = _BROWSER_SUFFIXES.get(image.format or "", ""), image.size
                 if only_look:
                     return Found(path=path, thumbnail="", suffix=suffix, lost_pixels=True)
-                image.draft("RGB", (MAX_SIDE_PX, MAX_SIDE_PX))
+                image.draft("RGB", (2 * max_side_px, 2 * max_side_px))
                 small = to_rgb(ImageOps.exif_transpose(image))
-        small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        small.thumbnail((max_side_px, max_side_px))
         small.save(buffer, format="WEBP", quality=62, method=2)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None  # the page shows its absence

@@ -21,6 +21,8 @@ from axpo.diagnostics.importers.problems import Problems
 from axpo.errors import DataError
 
 _ZSTANDARD = 93
+_BROKEN_ZIP = (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error)
+"""`zipfile` raises the last three, too, where a directory or a header is damaged."""
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _TABLE_MARK = '%"trackio.table"%'
 
@@ -29,14 +31,14 @@ def read_samples(file: IO[bytes], path: Path, problems: Problems, *, max_bytes: 
     """`(name, JSON)` of every sample of an inspect_ai log. Raises `DataError` when it is no such archive."""
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except _BROKEN_ZIP as error:
         raise DataError(f"{path}: not an inspect_ai log: {error}.") from error
     with archive:
         members = [info for info in archive.infolist() if _is_sample(info.filename)]
         for info in members:
             try:
                 data = _read_member(archive, file, info, max_bytes)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+            except (*_BROKEN_ZIP, zlib.error, EOFError, OSError, RuntimeError) as error:
                 problems.add_malformed(f"{path}:{info.filename}", error)
                 continue
             if len(data) > max_bytes:
@@ -68,7 +70,7 @@ def read_tables(path: Path, problems: Problems, *, max_bytes: int) -> Iterator[t
             count = "SELECT count(*) FROM metrics WHERE length(metrics) > ?"
             for _ in range(min(1000, connection.execute(count, (max_bytes,)).fetchone()[0])):
                 problems.add_malformed(str(path), f"a row of more than {max_bytes:,} bytes")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:  # ValueError: a damaged name of a column is not UTF-8
         raise DataError(f"{path}: not readable as a trackio database: {error}.") from error
 
 

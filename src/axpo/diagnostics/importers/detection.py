@@ -13,7 +13,10 @@ from axpo.diagnostics.importers import (
     axpo_run,
     inspect_ai,
     minimal,
+    nemo_rl,
     openai,
+    rllm,
+    skyrl,
     slime,
     trl,
     verifiers,
@@ -22,6 +25,7 @@ from axpo.diagnostics.importers import (
 from axpo.diagnostics.importers.fields import Format, Names, Origin, Row, pick
 from axpo.diagnostics.importers.files import DumpFile, read_rows
 from axpo.diagnostics.importers.problems import Problems, plain
+from axpo.diagnostics.importers.refused import refusal
 from axpo.diagnostics.importers.seen import SeenRollout
 from axpo.errors import ConfigError, DataError
 
@@ -34,6 +38,9 @@ _ORDERED = (
     slime.FORMAT,
     trl.FORMAT,
     verl.FORMAT,
+    skyrl.FORMAT,
+    nemo_rl.FORMAT,
+    rllm.FORMAT,
     minimal.FORMAT,
     openai.FORMAT,
 )
@@ -103,6 +110,9 @@ def _detect(path: Path, rows: list[Row], mapping: Mapping[str, str]) -> Format:
         for known in _ORDERED:
             if set(mapping) <= set(known.names) and known.matches(row, _rename(known, mapping)):
                 return known
+    known_but_refused = refusal(rows)
+    if known_but_refused is not None:
+        raise DataError(f"{path}: {known_but_refused}")
     keys = ", ".join(sorted(plain(str(key), 40) for key in rows[0])[:20])
     raise DataError(
         f"{path}: fits no known format. Its rows have the fields {keys}. Name yours, for example --map question=prompt "

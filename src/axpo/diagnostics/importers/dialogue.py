@@ -1,12 +1,14 @@
-"""Tool calls in a dialogue: in plain text with Qwen's tags, or in OpenAI-style messages.
+"""Tool calls of a rollout, read from plain text with tags or from messages (OpenAI's format or ShareGPT's).
 
 Text is read by the rules of `axpo.rollout.rendering`: a `<tool_call>` inside thinking is no call, a second opening tag
 ends a call that was never closed, an unclosed call is a malformed one. A `<tool_response>` counts only after a turn
-with a call; a call without one never ran. Time is linear in the text, whatever a model wrote.
+with a call; a call without one never ran. Mini-o3 writes its zoom as `<grounding>{"bbox_2d": ...}</grounding>` and
+marks no results: whatever follows such a call is its result. Time is linear in the text, whatever a model wrote.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +19,24 @@ from axpo.diagnostics.importers.failures import failure_of_type, guess_failure
 from axpo.diagnostics.importers.seen import SeenCall
 from axpo.types import FailureKind
 
-_TAG = re.compile(r"<(/?(?:think|tool_call|tool_response))>")
-_NAMES = {name: name for tag in ("think", "tool_call", "tool_response") for name in (tag, f"/{tag}")}
+_TAGS = ("think", "tool_call", "tool_response", "grounding")
+_TAG = re.compile(rf"<(/?(?:{'|'.join(_TAGS)}))>")
+_NAMES = {name: name for tag in _TAGS for name in (tag, f"/{tag}")}
 """One string per tag, however often it stands in a text."""
 _FUNCTION = re.compile(r"\s*<function=([^\s>]{1,64})>")
 _GLUE_CHARS = 64
 """Between a result and the next turn or result stand at most so many characters of chat template."""
 _EMPTY_TURNS = ("", "assistant", "<think>", "assistant\n<think>")
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Values of ShareGPT's `from` that are no roles of OpenAI's format."""
 MAX_CALLS = 1000
 """Of one rollout; further ones are not looked at."""
 
@@ -53,7 +66,7 @@ def read_text(text: str, *, is_thinking: bool | None = None) -> Heard:
     >>> read_text("<think>I could <tool_call> but will not</think>4").num_in_thinking
     1
     """
-    if "<tool_call>" not in text:
+    if "<tool_call>" not in text and "<grounding>" not in text:
         return Heard(num_turns=1 if text else 0, num_chars=len(text))
     return _TextReader(text, is_thinking).read()
 
@@ -76,8 +89,10 @@ class _TextReader:
             start, stop, tag = self._tags[position]
             position += 1
             if self._thinks:
-                self._heard.num_in_thinking += tag == "tool_call"
+                self._heard.num_in_thinking += tag in ("tool_call", "grounding")
                 self._thinks = tag != "/think"
+            elif tag == "grounding":
+                position = self._read_grounding(stop, position)
             elif tag == "tool_call":
                 if opened is not None:
                     self._add_call(self._text[opened:start], is_closed=False)
@@ -109,6 +124,25 @@ class _TextReader:
     def _add_call(self, body: str, *, is_closed: bool) -> None:
         tool, arguments = read_call(body) if is_closed else (None, body.strip())
         self._turn.append((tool, arguments, tool is None))
+
+    def _read_grounding(self, start: int, position: int) -> int:
+        """One call of Mini-o3 whose body begins at `start`, with its result; returns the position after both."""
+        is_closed = position < len(self._tags) and self._tags[position][2] == "/grounding"
+        stop = self._tags[position][0] if position < len(self._tags) else len(self._text)
+        body = self._text[start:stop].strip()
+        is_call = is_closed and body.startswith("{") and body.endswith("}")
+        self._turn.append(("grounding" if is_call else None, body, not is_call))
+        if not is_closed:
+            return position
+        after = self._tags[position][1]
+        position += 1
+        end = self._tags[position][0] if position < len(self._tags) else len(self._text)
+        if self._text[after:end].strip():
+            self._results.append(self._text[after:end].strip().removeprefix("user").lstrip())
+            self._flush()
+            self._heard.num_turns += 1
+            self._thinks = self._starts_thinking(end, position)
+        return position
 
     def _read_results(self, position: int) -> int:
         """Consecutive result blocks from the tag at `position`; returns the position after them."""
@@ -193,10 +227,7 @@ def read_messages(messages: Sequence[Any]) -> Heard:
     """
     heard = Heard()
     pending: list[_Pending] = []
-    for message in messages:
-        if not isinstance(message, Mapping):
-            continue
-        fields = cast("Mapping[str, Any]", message)
+    for fields in map(as_message, messages):
         role = fields.get("role")
         if role == "assistant":
             _close(heard, pending)
@@ -212,9 +243,37 @@ def read_messages(messages: Sequence[Any]) -> Heard:
 def split_prompt(messages: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     """Messages before the first assistant message, and the rest."""
     for position, message in enumerate(messages):
-        if isinstance(message, Mapping) and cast("Mapping[str, Any]", message).get("role") == "assistant":
+        if as_message(message).get("role") == "assistant":
             return messages[:position], messages[position:]
     return messages, ()
+
+
+def as_message(value: Any) -> Mapping[str, Any]:
+    """A message with `role` and `content`; empty for what is no message.
+
+    ShareGPT's messages have `from` and `value` instead, and a call is a message of its own.
+
+    >>> as_message({"from": "gpt", "value": "4"})
+    {'role': 'assistant', 'content': '4'}
+    """
+    if not isinstance(value, Mapping):
+        return {}
+    message = cast("Mapping[str, Any]", value)
+    if "role" in message or "from" not in message:
+        return message
+    sender, text = str(message["from"]).lower(), message.get("value")
+    role = _SHAREGPT_ROLES.get(sender, sender)
+    if sender == "function_call":
+        return {"role": role, "content": "", "tool_calls": _listed(text)}
+    return {"role": role, "content": text}
+
+
+def _listed(value: Any) -> list[Any]:
+    """The calls of a `function_call`: a JSON list of them, or one."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
 def prompt_key(messages: Sequence[Any]) -> str:
@@ -352,10 +411,10 @@ def _thinking(message: Mapping[str, Any], content: Any) -> str:
 
 def _prompt_parts(messages: Sequence[Any]) -> Iterator[str]:
     for message in messages:
-        if not isinstance(message, Mapping):
+        fields = as_message(message)
+        if not fields:
             yield str(message)[:10_000]
             continue
-        fields = cast("Mapping[str, Any]", message)
         yield str(fields.get("role"))
         content = fields.get("content")
         yield content if isinstance(content, str) else _dump(content)

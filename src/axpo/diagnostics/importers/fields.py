@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from axpo.diagnostics.importers.dialogue import Heard, prompt_key, read_messages, read_text, split_prompt
+from axpo.diagnostics.importers.dialogue import (
+    Heard,
+    as_message,
+    prompt_key,
+    read_messages,
+    read_text,
+    split_prompt,
+)
+from axpo.diagnostics.importers.problems import plain
 from axpo.diagnostics.importers.seen import SeenRollout
 
 Row = Mapping[str, Any]
@@ -94,6 +102,15 @@ def read_reward(value: Any) -> float | None:
     return None if math.isnan(number) else number
 
 
+def sum_rewards(value: Any) -> float | None:
+    """The sum of a list of rewards (one per token or turn), or the reward itself; see `read_reward`."""
+    if not isinstance(value, list):
+        return read_reward(value)
+    parts = [read_reward(part) for part in cast("list[Any]", value)]
+    known = [part for part in parts if part is not None]
+    return read_reward(sum(known)) if known else None
+
+
 def read_count(value: Any) -> int | None:
     """A whole number of at least zero, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < MAX_COUNT:
@@ -161,19 +178,36 @@ def _hear(row: Row, names: Names) -> tuple[Any, Heard]:
         if not isinstance(messages, list):
             raise TypeError(f"no response: expected one of {', '.join((*names['text'], *names['messages']))}")
         before, after = split_prompt(cast("list[Any]", messages))
-        return (list(before) if prompt is None else prompt), read_messages(after)
+        return (list(before) if prompt is None else prompt), _hear_messages(messages, after)
     if isinstance(response, list):
-        return prompt, read_messages(cast("list[Any]", response))
+        return prompt, _hear_messages(response, cast("list[Any]", response))
     if not isinstance(response, str):
         raise TypeError(f"the response is {type(response).__name__}, expected text or a list of messages")
     is_open = isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
     return prompt, read_text(response, is_thinking=True if is_open else None)
 
 
+def _hear_messages(all_messages: list[Any], response: Sequence[Any]) -> Heard:
+    """The calls in a response. Raises `ValueError` where no message is the model's: such a rollout says nothing."""
+    heard = read_messages(response)
+    if all_messages and not heard.num_turns:
+        found = (as_message(message).get("role", type(message).__name__) for message in all_messages)
+        roles = sorted({plain(str(role), 20) for role in found})
+        raise ValueError(
+            f"no message has the role assistant; there are {', '.join(roles[:5])}. Rename the roles to system, user, "
+            "assistant and tool, or give the response as one text"
+        )
+    return heard
+
+
 def _descend(row: Row, path: str) -> Any:
+    """The value at a dotted path; a number goes into a list: `resps.0.0`."""
     value: Any = row
     for key in path.split("."):
-        if not isinstance(value, Mapping):
+        if isinstance(value, Mapping):
+            value = cast("Mapping[str, Any]", value).get(key)
+        elif isinstance(value, list) and key.isdecimal() and len(key) < 10 and int(key) < len(cast("list[Any]", value)):
+            value = cast("list[Any]", value)[int(key)]
+        else:
             return None
-        value = cast("Mapping[str, Any]", value).get(key)
     return value

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from axpo.diagnostics.importers.fields import Format, Names, Origin, Row, has, read_dialogue_row, read_reward
+from axpo.diagnostics.importers.fields import Format, Names, Origin, Row, has, read_dialogue_row, sum_rewards
 from axpo.diagnostics.importers.files import RUN_FIELD
 from axpo.diagnostics.importers.seen import SeenRollout
 
@@ -60,9 +60,7 @@ def _is_number(value: object) -> bool:
 
 def _read(row: Row, names: Names, origin: Origin) -> tuple[SeenRollout]:
     if names["reward"][:1] == (_SUM,):
-        parts = [read_reward(row.get(column)) for column in names["reward"][1:]]
-        known = [part for part in parts if part is not None]
-        row = {**row, _SUM: sum(known) if known else None}
+        row = {**row, _SUM: sum_rewards([row.get(column) for column in names["reward"][1:]])}
     [seen] = read_dialogue_row(row, {**names, "reward": names["reward"][:1]}, origin)
     run = row.get(RUN_FIELD)  # a trackio project holds many runs, often on the same questions
     return (replace(seen, question=f"{run}\x00{seen.question}") if isinstance(run, str) else seen,)
