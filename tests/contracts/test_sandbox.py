@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -173,6 +175,16 @@ def run_filter(program: bytes, data: bytes) -> int:
             continue
         is_true = {0x15: value == operand, 0x25: value > operand}[code]
         position += jump_true if is_true else jump_false
+
+
+def test_the_channel_cannot_see_the_network_cards_of_the_machine(rollout: PythonRollout) -> None:
+    rollout.call("1")
+    list_cards, num_bytes = 0x8912, struct.pack("iP", 0, 0)  # SIOCGIFCONF without room for them: how much they take
+    with socket.socket(socket.AF_UNIX) as of_the_machine:
+        if fcntl.ioctl(of_the_machine, list_cards, num_bytes) == num_bytes:
+            pytest.skip("this machine has no network card that is up")
+    channel = rollout.context.state["python"].interpreter._channel
+    assert fcntl.ioctl(channel, list_cards, num_bytes) == num_bytes
 
 
 WITHOUT_NAMESPACES = """
@@ -384,6 +396,28 @@ def test_an_interpreter_that_cannot_be_confined_is_our_fault() -> None:
         asyncio.run(server.spawn(Limits(tmp_mb=-1)))
     asyncio.run(server.spawn(Limits())).kill()  # the fork server has survived it
     server.close()
+
+
+def test_a_killed_fork_server_leaves_no_folder_after_the_next_start() -> None:
+    """Where it is not isolated; else its files are in memory of its own."""
+
+    async def working_folder(server: SandboxServer) -> Path:
+        interpreter = await server.spawn(Limits())
+        return Path((await interpreter.execute("import os; print(os.getcwd())", 20)).text.strip())
+
+    servers = [SandboxServer(is_isolated=False, has_libraries=False) for _ in range(3)]
+    killed, living = (asyncio.run(working_folder(server)) for server in servers[:2])
+    for pid in (servers[0]._keeper._process.pid, *descendants(servers[0]._keeper._process.pid)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not servers[0]._is_alive)
+    assert killed.parent.exists()
+    asyncio.run(working_folder(servers[2]))
+    assert not killed.parent.exists()
+    assert living.parent.exists()
+    for server in servers:
+        server.close()
+    assert not living.parent.exists()
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
