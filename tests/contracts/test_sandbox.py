@@ -113,14 +113,32 @@ def test_nothing_of_the_environment_gets_in(rollout: PythonRollout) -> None:
             "x86_64",
             0xC000003E,
             {"read": 0, "socket": 41, "execve": 59, "clone": 56, "clone3": 435, "unshare": 272, "flock": 73}
-            | {"kill": 62, "tkill": 200, "tgkill": 234, "prlimit64": 302, "fcntl": 72, "ioctl": 16, "madvise": 28}
+            | {
+                "kill": 62,
+                "tkill": 200,
+                "tgkill": 234,
+                "prlimit64": 302,
+                "fcntl": 72,
+                "ioctl": 16,
+                "madvise": 28,
+                "mmap": 9,
+            }
             | {"pipe2": 293, "fsync": 74, "sendfile": 40},
         ),
         (
             "aarch64",
             0xC00000B7,
             {"read": 63, "socket": 198, "execve": 221, "clone": 220, "clone3": 435, "unshare": 97, "flock": 32}
-            | {"kill": 129, "tkill": 130, "tgkill": 131, "prlimit64": 261, "fcntl": 25, "ioctl": 29, "madvise": 233}
+            | {
+                "kill": 129,
+                "tkill": 130,
+                "tgkill": 131,
+                "prlimit64": 261,
+                "fcntl": 25,
+                "ioctl": 29,
+                "madvise": 233,
+                "mmap": 222,
+            }
             | {"pipe2": 59, "fsync": 82, "sendfile": 71},
         ),
     ],
@@ -153,6 +171,8 @@ def test_the_filter_allows_and_denies(machine: str, audit: int, numbers: dict[st
     assert [command for command in commands if verdict("fcntl", 3, command) == done] == [6, 7]
     assert {verdict("fcntl", 3, command) for command in (8, 37, 1024, 1031, 2**31, 2**32, 2**63 + 1)} == {deny}
     assert {verdict("ioctl", 3, request) for request in (0, 0x5401, 0x8901, 0x8912)} == {refuse | errno.ENOTTY}
+    assert verdict("mmap", 0, 4096, 3, 0x22) == allow  # MAP_PRIVATE | MAP_ANONYMOUS
+    assert {verdict("mmap", 0, 4096, 3, flags) for flags in (0x122, 0x40022, 2**40 | 0x40022)} == {deny}
     assert verdict("madvise", 0, 4096, 4) == allow
     assert {verdict("madvise", 0, 4096, advice) for advice in (12, 20, 21, 25, 100, 2**32 + 4)} == {
         refuse | errno.EINVAL
@@ -173,7 +193,7 @@ def run_filter(program: bytes, data: bytes) -> int:
         if code == 0x20:
             (value,) = struct.unpack_from("<I", data, operand)
             continue
-        is_true = {0x15: value == operand, 0x25: value > operand}[code]
+        is_true = {0x15: value == operand, 0x25: value > operand, 0x45: value & operand != 0}[code]
         position += jump_true if is_true else jump_false
 
 

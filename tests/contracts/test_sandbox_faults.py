@@ -258,6 +258,11 @@ SHARED = [
         "^refused\nrefused$",
     ),
     Attack(
+        "huge pages of the machine",
+        "import mmap\nmmap.mmap(-1, 2**21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)",
+        "PermissionError",
+    ),
+    Attack(
         "library pushed out of memory",
         OWNED + "import ctypes, mmap\npage = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)\n"
         "for attempt in (lambda: page.madvise(21), lambda: os.posix_fadvise(file.fileno(), 0, 0, 4)):\n"

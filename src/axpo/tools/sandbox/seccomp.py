@@ -32,7 +32,7 @@ symlinkat:266:36 chmod:90:- fchmod:91:52 fchmodat:268:53 utimensat:280:88 utimes
 getdents64:217:61 statfs:137:43 fstatfs:138:44 umask:95:166 getxattr:191:8 lgetxattr:192:9 fgetxattr:193:10
 listxattr:194:11 llistxattr:195:12 flistxattr:196:13
 
-mmap:9:222 munmap:11:215 mremap:25:216 mprotect:10:226 brk:12:214 get_mempolicy:239:236
+munmap:11:215 mremap:25:216 mprotect:10:226 brk:12:214 get_mempolicy:239:236
 
 futex:202:98 set_robust_list:273:99 get_robust_list:274:100 rseq:334:293 set_tid_address:218:96 gettid:186:178
 exit:60:93 exit_group:231:94 sched_yield:24:124 sched_getaffinity:204:123 sched_getparam:143:121
@@ -52,7 +52,7 @@ sysinfo:99:179 getrusage:98:165 getrlimit:97:163 setrlimit:160:164 getrandom:318
 """Name, number on x86_64, number on aarch64 ("-": does not exist there)."""
 
 _JUDGED = """
-clone:56:220 fcntl:72:25 madvise:28:233 kill:62:129 tkill:200:130 tgkill:234:131 prlimit64:302:261
+clone:56:220 fcntl:72:25 mmap:9:222 madvise:28:233 kill:62:129 tkill:200:130 tgkill:234:131 prlimit64:302:261
 """
 """Allowed with some arguments only: `_judge`."""
 _ANSWERED = """
@@ -93,6 +93,9 @@ F_SET_RW_HINT change what others see.
 _RECORD_LOCKS = (6, 7)
 """F_SETLK, F_SETLKW succeed without a lock. SQLite does not work without them. They exclude other processes, and no
 other process can open a file of the working folder; locks on other files would be seen by other rollouts."""
+_REFUSED_MAPPINGS = 0x00100 | 0x40000
+"""MAP_GROWSDOWN, MAP_HUGETLB: a gap of a megabyte around each page, which takes page tables; the machine's huge pages.
+"""
 _MEMORY_ADVICE = (0, 1, 2, 3, 4, 8, 14, 15, 16, 17, 18, 19)
 """NORMAL, RANDOM, SEQUENTIAL, WILLNEED, DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, DONTDUMP, DODUMP, WIPEONFORK, KEEPONFORK:
 what allocators use.
@@ -104,7 +107,7 @@ _NAMES_A_PROCESS = ("kill", "tkill", "tgkill", "prlimit64")
 """Their first argument is a process; 0 is the caller, its group (it is alone there) or nobody."""
 _LAST_KNOWN = 450
 
-_LOAD, _JUMP_EQUAL, _JUMP_GREATER, _RETURN = 0x20, 0x15, 0x25, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _OFFSET_NUMBER, _OFFSET_ARCHITECTURE, _OFFSET_ARGUMENTS = 0, 4, 16
 _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _DONE, _REFUSED = _ERRNO | 0, _ERRNO | errno.EPERM
@@ -179,6 +182,9 @@ def _judge(name: str, own_pid: int | None) -> list[_Step]:
         return _judge_argument(0, {_ALLOW: _THREAD_FLAGS}, _REFUSED)
     if name == "fcntl":
         return _judge_argument(1, {_ALLOW: _FILE_COMMANDS, _DONE: _RECORD_LOCKS}, _REFUSED)
+    if name == "mmap":
+        flags = (_LOAD, 0, 0, _OFFSET_ARGUMENTS + 8 * 3)
+        return [flags, (_JUMP_ANY_BIT, 0, 1, _REFUSED_MAPPINGS), (_RETURN, 0, 0, _REFUSED), (_RETURN, 0, 0, _ALLOW)]
     if name == "madvise":
         return _judge_argument(2, {_ALLOW: _MEMORY_ADVICE}, _ERRNO | errno.EINVAL)  # as for unknown advice
     assert name in _NAMES_A_PROCESS
