@@ -207,6 +207,12 @@ def test_the_channel_cannot_see_the_network_cards_of_the_machine(rollout: Python
     assert fcntl.ioctl(channel, list_cards, num_bytes) == num_bytes
 
 
+def test_a_lock_of_the_code_never_reaches_the_kernel(rollout: PythonRollout) -> None:
+    rollout.call("import fcntl\nfile = open('f', 'w')\nfcntl.lockf(file, fcntl.LOCK_EX)")
+    holders = [line.split()[-4] for line in Path("/proc/locks").read_text().splitlines()]
+    assert str(pid_of(rollout)) not in holders
+
+
 WITHOUT_NAMESPACES = """
 import asyncio, os, sys
 from axpo.tools.sandbox import jail, kernel
@@ -289,9 +295,9 @@ def test_without_isolation_the_code_harms_neither_trainer_nor_fork_server() -> N
     lines = set(rollout.outcome(HARM.format(trainer=os.getpid(), keeper=keeper)).splitlines())
     names = ("kill", "kill -", "prlimit", "F_SETOWN", "kill -1", "mem")
     refused = {"tkill -1 tgkill -1", "FIOSETOWN OSError", *(f"{name} PermissionError" for name in names)}
-    assert lines - refused == {
-        "ValueError: not allowed to raise maximum limit"
-    } | {line for line in lines if line.startswith(("Traceback", "  "))}
+    assert lines - refused == {"ValueError: not allowed to raise maximum limit"} | {
+        line for line in lines if line.startswith(("Traceback", "  "))
+    }
     assert rollout.text("os.kill(os.getpid(), 0), os.kill(0, 0), resource.prlimit(0, resource.RLIMIT_CORE)") == (
         "(None, None, (0, 0))"
     )
