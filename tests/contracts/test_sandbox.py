@@ -416,6 +416,25 @@ def test_rollouts_that_lose_variables_with_a_hung_fork_server_are_lost(monkeypat
     tool.close()
 
 
+@pytest.mark.parametrize("num_received", [0, 1])
+def test_a_trainer_without_room_for_more_files_is_our_fault(monkeypatch: pytest.MonkeyPatch, num_received: int) -> None:
+    receive = socket.recv_fds
+
+    def receive_fewer(*arguments: object) -> tuple[bytes, list[int], int, object]:
+        word, fds, flags, address = receive(*arguments)
+        for fd in fds[num_received:]:
+            os.close(fd)
+        return word, fds[:num_received], flags, address
+
+    server = SandboxServer(has_libraries=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("axpo.tools.sandbox.server.socket.recv_fds", receive_fewer)
+        with pytest.raises(ToolFault, match=r"no interpreter: .*Too many open files"):
+            asyncio.run(server.spawn(Limits()))
+    asyncio.run(server.spawn(Limits())).kill()
+    server.close()
+
+
 def test_an_interpreter_that_cannot_be_confined_is_our_fault() -> None:
     server = SandboxServer(has_libraries=False)
     with pytest.raises(ToolFault, match=r"no interpreter: OSError: .*mount /workspace: Invalid argument"):

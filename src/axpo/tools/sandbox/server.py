@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -371,6 +372,10 @@ async def _receive_interpreter(answer: socket.socket, limits: Limits) -> Interpr
     word, fds, _, _ = socket.recv_fds(answer, 1, 2, socket.MSG_CMSG_CLOEXEC)
     if word != FORKED:
         raise await _refusal(word, answer)
+    if len(fds) < 2:  # the kernel drops what this process has no room for
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     pidfd, channel = fds[0], socket.socket(fileno=fds[1])
     channel.setblocking(False)
     interpreter = Interpreter(channel, pidfd, limits)
