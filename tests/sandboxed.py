@@ -70,9 +70,10 @@ def start_as_ordinary_user(patch: pytest.MonkeyPatch) -> None:
     """Let the sandboxes of this test start as an ordinary user, as in a trainer of that user; skip where none can."""
     if os.geteuid() != 0:
         return
-    tried = subprocess.run([*_AS_ORDINARY_USER, sys.executable, "-c", "import axpo"], capture_output=True, text=True)
+    needed = "from axpo.tools.sandbox import kernel as k; k.unshare(k.CLONE_NEWUSER | k.CLONE_NEWNS)"
+    tried = subprocess.run([*_AS_ORDINARY_USER, sys.executable, "-c", needed], capture_output=True, text=True)
     if tried.returncode:
-        pytest.skip(f"an ordinary user cannot run Python here: {tried.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"an ordinary user cannot start the sandbox here: {tried.stderr.strip().splitlines()[-1]}")
     as_root = SandboxServer._command
     patch.setattr(SandboxServer, "_command", lambda *arguments: [*_AS_ORDINARY_USER, *as_root(*arguments)])
 
