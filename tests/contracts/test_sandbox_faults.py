@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import time
@@ -17,7 +18,7 @@ import pytest
 
 from axpo.tools.python_exec import PythonTool
 from axpo.types import FailureKind
-from sandboxed import PythonRollout
+from sandboxed import PythonRollout, owned_library, start_as_ordinary_user
 
 SECRET = "violet-otter-7731"
 GONE = "The code ended its interpreter"
@@ -185,6 +186,15 @@ KERNEL = [
         r"^\{'EPERM'\}$",
     ),
     Attack(
+        "system calls with memory or state outside the limits",
+        RAW + "import platform\nnumbers = {'x86_64': dict(flock=73, pipe=22, pipe2=293, socketpair=53, eventfd2=290, "
+        "epoll_create1=291, inotify_init1=294, fanotify_init=300, timerfd_create=283, signalfd4=289, timer_create=222, "
+        "shmget=29, semget=64, msgget=68, mq_open=240, add_key=248, mincore=27, fadvise64=221, readahead=187, "
+        "setxattr=188, mlock=149, remap_file_pages=216, vmsplice=278, splice=275, tee=276, sync=162, membarrier=324)}"
+        "[platform.machine()]\n{raw(number, 0, 0, 0) for number in numbers.values()}",
+        r"^\{'EPERM'\}$",
+    ),
+    Attack(
         "newer system calls",
         RAW + "raw(435, 0, 0), raw(451, 0), raw(0x40000000 + 57)",
         r"^\('ENOSYS', 'ENOSYS', 'ENOSYS'\)$",
@@ -199,6 +209,66 @@ KERNEL = [
     ),
     Attack("segmentation fault", "import ctypes\nctypes.string_at(0)", GONE),
     Attack("abort", "import os\nos.abort()", GONE),
+]
+OWNED = "import fcntl, os, struct, owned_library\nfile = open(owned_library.__file__)\n"
+"""Opens a file of the libraries that belongs to the user who runs the code, where that is an ordinary user."""
+SHARED = [
+    Attack("lease on a library", OWNED + "fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)", "PermissionError"),
+    Attack(
+        "every other command of fcntl",
+        OWNED + "allowed = []\nfor command in [*range(6, 100), *range(1024, 1030), *range(1031, 1100)]:\n"
+        "    try: fcntl.fcntl(file, command, bytes(64)); allowed.append(command)\n    except PermissionError: pass\n"
+        "allowed",
+        r"^\[6, 7\]$",  # F_SETLK, F_SETLKW
+    ),
+    Attack(
+        "lock that others see",
+        OWNED
+        + "for attempt in (fcntl.flock, fcntl.lockf):\n    try: attempt(file, fcntl.LOCK_SH); print('no effect')\n"
+        "    except PermissionError: print('refused')",
+        "^refused\nno effect$",
+    ),
+    Attack(
+        "lock bomb",
+        "import fcntl, struct\nfile = open('f', 'w')\n"
+        "for start in range(0, 10**5, 2):\n"
+        "    fcntl.fcntl(file, fcntl.F_SETLK, struct.pack('hhqqi', fcntl.F_WRLCK, 0, start, 1, 0))\n"
+        "fcntl.fcntl(file, 37, struct.pack('hhqqi', fcntl.F_WRLCK, 0, 0, 1, 0))",  # F_OFD_SETLK
+        "PermissionError",
+    ),
+    Attack(
+        "network cards of the machine",
+        "import fcntl\nfor request in (0x8912, 0x8910, 0x8927, 0x8933):\n"  # SIOCGIFCONF, ..NAME, ..HWADDR, ..INDEX
+        "    try: print(fcntl.ioctl(3, request, bytes(40)))\n    except OSError as error: print(error)",
+        r"^(\[Errno 25\] Inappropriate ioctl for device\n?){4}$",
+    ),
+    Attack(
+        "every ioctl",
+        OWNED + "allowed = []\nfor fd in (0, 3, file.fileno()):\n"
+        "    for kind in (0x54, 0x66, 0x89, 0x94, 0x12, 0x58):\n        for number in range(256):\n"
+        "            try: fcntl.ioctl(fd, kind * 256 + number, bytes(64)); allowed.append((fd, kind, number))\n"
+        "            except OSError as error: assert error.errno == 25, error\nallowed",
+        r"^\[\]$",
+    ),
+    Attack("pipe bomb", "import os\npipes = []\nwhile True: pipes.append(os.pipe())", "PermissionError"),
+    Attack(
+        "epoll, eventfd",
+        "import os, select\nfor attempt in (select.epoll, lambda: os.eventfd(0)):\n"
+        "    try: print(attempt())\n    except PermissionError: print('refused')",
+        "^refused\nrefused$",
+    ),
+    Attack(
+        "huge pages of the machine",
+        "import mmap\nmmap.mmap(-1, 2**21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)",
+        "PermissionError",
+    ),
+    Attack(
+        "library pushed out of memory",
+        OWNED + "import ctypes, mmap\npage = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)\n"
+        "for attempt in (lambda: page.madvise(21), lambda: os.posix_fadvise(file.fileno(), 0, 0, 4)):\n"
+        "    try: print(attempt())\n    except OSError as error: print(error.errno)",  # MADV_PAGEOUT, DONTNEED
+        "^22\n1$",
+    ),
 ]
 RUNNER = [
     Attack("os._exit", "import os\nos._exit(0)", GONE),
@@ -288,13 +358,27 @@ RUNNER = [
         f"{GONE}|Error|no output",
     ),
 ]
-ATTACKS = [*PROCESSES, *RESOURCES, *FILES, *KERNEL, *RUNNER]
-X86_ONLY = ("system calls", "newer system calls", "thread in a new namespace", "32-bit system call")
+ATTACKS = [*PROCESSES, *RESOURCES, *FILES, *KERNEL, *SHARED, *RUNNER]
+X86_ONLY = (
+    "system calls",
+    "system calls with memory or state outside the limits",
+    "newer system calls",
+    "thread in a new namespace",
+    "32-bit system call",
+)
 
 
 @pytest.fixture(scope="module")
-def tool() -> Iterator[PythonTool]:
-    with pytest.MonkeyPatch.context() as patch:
+def account(request: pytest.FixtureRequest) -> str:
+    """Who starts the sandbox; by default the user who runs the tests."""
+    return getattr(request, "param", "")
+
+
+@pytest.fixture(scope="module")
+def tool(account: str) -> Iterator[PythonTool]:
+    with pytest.MonkeyPatch.context() as patch, owned_library(patch):
+        if account == "ordinary user":
+            start_as_ordinary_user(patch)
         patch.setenv("AXPO_TEST_SECRET", SECRET)
         tool = PythonTool(memory_mb=256, tmp_mb=16, max_output_chars=4000)
         yield tool
@@ -319,6 +403,20 @@ def rollout(tool: PythonTool) -> Iterator[PythonRollout]:
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_attack(attack: Attack, rollout: PythonRollout, witness: PythonRollout, tmp_path: Path) -> None:
+    check_attack(attack, rollout, witness, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="all tests of this file run as an ordinary user")
+@pytest.mark.parametrize("account", ["ordinary user"], indirect=True, scope="module")
+@pytest.mark.parametrize("attack", [*PROCESSES, *FILES, *KERNEL, *SHARED], ids=lambda attack: attack.name)
+def test_attack_as_the_owner_of_a_library(
+    attack: Attack, rollout: PythonRollout, witness: PythonRollout, tmp_path: Path
+) -> None:
+    """Those whose outcome could depend on the user."""
+    check_attack(attack, rollout, witness, tmp_path)
+
+
+def check_attack(attack: Attack, rollout: PythonRollout, witness: PythonRollout, tmp_path: Path) -> None:
     if attack.name in X86_ONLY and platform.machine() != "x86_64":
         pytest.skip("its numbers are those of x86_64")
     planted = tmp_path / "axpo-planted.txt"

@@ -168,6 +168,39 @@ def test_scientific_libraries_are_there(rollout: PythonRollout) -> None:
     assert rollout.text("len(str(2 ** 40_000))") == "12042"
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (
+            "import sqlite3\nconnection, other = sqlite3.connect('a.db'), sqlite3.connect('a.db')\n"
+            "connection.execute('pragma journal_mode=wal')\n"
+            "connection.execute('create table t (n)'); connection.execute('insert into t values (7)')\n"
+            "before = other.execute('select * from t').fetchall()\nconnection.commit()\n"
+            "before, other.execute('select * from t').fetchall()",
+            "([], [(7,)])",
+        ),
+        ("import shutil; open('a', 'w').write('x' * 9); shutil.copyfile('a', 'b'); open('b').read()", "'xxxxxxxxx'"),
+        (
+            "import numpy as np\nshared = np.memmap('m', np.uint8, 'w+', shape=9); shared[:] = 1; shared.flush()\n"
+            "int(np.memmap('m', np.uint8, 'r').sum())",
+            "9",
+        ),
+        (
+            "import os, sys, tempfile\nfile = tempfile.TemporaryFile(); file.write(b'x'); os.fsync(file.fileno())\n"
+            "os.set_inheritable(file.fileno(), True)\n"
+            "os.get_inheritable(file.fileno()), os.get_blocking(os.dup(file.fileno())), os.isatty(0)",
+            "(True, True, False)",
+        ),
+        ("from concurrent.futures import ThreadPoolExecutor as Pool; list(Pool(2).map(abs, [-1, 2]))", "[1, 2]"),
+    ],
+    ids=["SQLite", "copied file", "mapped file", "temporary file", "threads"],
+)
+def test_ordinary_code_works_without_the_calls_that_are_refused(
+    rollout: PythonRollout, code: str, expected: str
+) -> None:
+    assert rollout.text(code) == expected
+
+
 def test_random_numbers_repeat_in_a_fresh_interpreter(tool: PythonTool) -> None:
     code = "import random, numpy as np; random.random(), float(np.random.rand()), list({'a', 'b', 'c'})"
     answers = set()

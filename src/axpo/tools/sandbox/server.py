@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +20,6 @@ from weakref import WeakSet
 
 from axpo.errors import ConfigError, ToolFault
 from axpo.tools.sandbox.isolation import how_to_isolate
-from axpo.tools.sandbox.jail import WORK
 from axpo.tools.sandbox.wire import (
     CONFINED,
     FORKED,
@@ -105,9 +104,7 @@ class SandboxServer:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         with theirs:
-            home = WORK if self._is_isolated else tempfile.gettempdir()
-            environment = {**_ENVIRONMENT, "HOME": home, "MPLCONFIGDIR": home}
-            self._keeper = _Keeper(self._command(theirs.fileno()), environment, theirs.fileno())
+            self._keeper = _Keeper(self._command(theirs.fileno()), _ENVIRONMENT, theirs.fileno())
 
     async def spawn(self, limits: Limits) -> Interpreter:
         """A fresh interpreter, ready for its first cell.
@@ -119,19 +116,16 @@ class SandboxServer:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                with theirs:
-                    await _send_request(control, limits, theirs)
-                pidfd = await _receive_pidfd(ours)
-        except BaseException as error:
-            ours.close()
-            if not isinstance(error, (TimeoutError, InterpreterLost, OSError)):
-                raise
+            with ours:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    with theirs:
+                        await _send_request(control, limits, theirs)
+                    interpreter = await _receive_interpreter(ours, limits)
+        except (TimeoutError, InterpreterLost, OSError) as error:
             if isinstance(error, TimeoutError) and control is self._control:
                 self._abandon()
             reason = str(error) or f"no answer within {START_TIMEOUT_S:g} s"
             raise self._explain(reason) from error
-        interpreter = Interpreter(ours, pidfd, limits)
         if control is self._control:  # or its fork server has been abandoned meanwhile
             self._interpreters.add(interpreter)
         return interpreter
@@ -361,37 +355,44 @@ def printable(data: bytes) -> str:
 _CONTROL_CHARACTERS = {number: f"\\x{number:02x}" for number in [*range(32), *range(127, 160)] if number not in (9, 10)}
 
 
-async def _send_request(control: socket.socket, limits: Limits, channel: socket.socket) -> None:
+async def _send_request(control: socket.socket, limits: Limits, answer: socket.socket) -> None:
     """Requests wait in the socket while the fork server is starting; some hundreds fit."""
     while control.fileno() >= 0:
         try:
-            socket.send_fds(control, [limits.to_bytes()], [channel.fileno()])
+            socket.send_fds(control, [limits.to_bytes()], [answer.fileno()])
             return
         except BlockingIOError:
             await asyncio.sleep(0.01)
     raise InterpreterLost("the fork server ended")
 
 
-async def _receive_pidfd(channel: socket.socket) -> int:
-    """Wait for both: the fork server's word with the pidfd, and the interpreter's own."""
-    pidfd, is_confined = -1, False
+async def _receive_interpreter(answer: socket.socket, limits: Limits) -> Interpreter:
+    """Wait for the fork server's answer, then for the interpreter's own word that it is confined."""
+    await _wait_readable(answer)
+    word, fds, _, _ = socket.recv_fds(answer, 1, 2, socket.MSG_CMSG_CLOEXEC)
+    if word != FORKED:
+        raise await _refusal(word, answer)
+    if len(fds) < 2:  # the kernel drops what this process has no room for
+        for fd in fds:
+            os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    pidfd, channel = fds[0], socket.socket(fileno=fds[1])
+    channel.setblocking(False)
+    interpreter = Interpreter(channel, pidfd, limits)
     try:
-        while pidfd < 0 or not is_confined:
-            await _wait_readable(channel)
-            word, fds, _, _ = socket.recv_fds(channel, 1, 1)
-            if word == FORKED:
-                pidfd = fds[0]
-            elif word == CONFINED:
-                is_confined = True
-            elif word == REFUSED:
-                raise InterpreterLost((await _read_some(channel, 1000)).decode("utf-8", "replace"))
-            else:
-                raise InterpreterLost("the fork server ended")
+        word = await _read_some(channel, 1)
+        if word != CONFINED:
+            raise await _refusal(word, channel)
     except BaseException:
-        if pidfd >= 0:
-            os.close(pidfd)
+        interpreter.kill()
         raise
-    return pidfd
+    return interpreter
+
+
+async def _refusal(word: bytes, sender: socket.socket) -> InterpreterLost:
+    if word == REFUSED:
+        return InterpreterLost((await _read_some(sender, 1000)).decode("utf-8", "replace"))
+    return InterpreterLost("the fork server ended")
 
 
 async def _wait_readable(channel: socket.socket) -> None:

@@ -22,8 +22,9 @@ REPLY_IMAGE = Struct("<II")
 """Width and height in pixels."""
 
 FORKED, CONFINED, REFUSED = b"f", b"+", b"-"
-"""First bytes on a channel, in any order: the fork server's with the interpreter's pidfd, the interpreter's own when
-its walls stand. `REFUSED` and a text: there is no interpreter."""
+"""`FORKED` is the fork server's answer to a request, with the pidfd of the interpreter and the trainer's end of its
+channel. `CONFINED` is the first byte on that channel, sent when the interpreter's walls stand. `REFUSED` with a text in
+place of either: there is no interpreter."""
 
 MAX_BYTES_PER_CHAR = 4
 MAX_ASPECT_RATIO = 200

@@ -15,13 +15,12 @@ import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 
-from axpo.tools.sandbox import interpreter, jail, kernel
+from axpo.tools.sandbox import interpreter, jail, kernel, scratch
 from axpo.tools.sandbox.wire import FORKED, REFUSED, Limits
 
 PRELOADED = (
@@ -87,6 +86,10 @@ class _Zygote:
             jail.build_root(library_paths)
             socket.sethostname("sandbox")
             jail.become_nobody()
+            self._home = jail.WORK
+        else:
+            self._home = scratch.claim_folder()
+        os.environ.update(HOME=self._home, MPLCONFIGDIR=self._home)
         jail.die_with_parent()  # changing the user id has cleared it
         sys.path += [path for path in library_paths if path not in sys.path]
         if has_libraries:
@@ -104,29 +107,34 @@ class _Zygote:
         message, fds, _, _ = socket.recv_fds(self._control, 4096, 1)
         if not message:
             return False
-        with socket.socket(fileno=fds[0]) as channel:
+        with socket.socket(fileno=fds[0]) as answer:
             try:
-                pidfd = self._fork(Limits.from_bytes(message), channel)
+                pidfd, channel = self._fork(Limits.from_bytes(message))
             except OSError as error:
                 with contextlib.suppress(OSError):
-                    channel.sendall(REFUSED + str(error).encode())
+                    answer.sendall(REFUSED + str(error).encode())
                 return True
-            with contextlib.suppress(OSError):  # the trainer has given up on it
-                socket.send_fds(channel, [FORKED], [pidfd])
+            with channel, contextlib.suppress(OSError):  # the trainer has given up on it
+                socket.send_fds(answer, [FORKED], [pidfd, channel.fileno()])
         return True
 
-    def _fork(self, limits: Limits, channel: socket.socket) -> int:
-        folder = None if self._is_isolated else tempfile.mkdtemp(prefix="axpo-python-")
+    def _fork(self, limits: Limits) -> tuple[int, socket.socket]:
+        """The pidfd of a new interpreter, and the trainer's end of its channel."""
+        # A socket stays in the network namespace that made it, and one of the trainer's can read the machine's network
+        # cards. This one is made in the namespace of the sandbox, which has none.
+        outer, inner = socket.socketpair()
+        folder = None if self._is_isolated else tempfile.mkdtemp(dir=self._home)
         if self._is_isolated:
             kernel.setns(self._pid_namespace, kernel.CLONE_NEWPID)  # a second unshare without it is refused
             kernel.unshare(kernel.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            self._become_interpreter(limits, channel, folder)
+            self._become_interpreter(limits, inner, folder)
+        inner.close()
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = (pid, folder)
         self._poll.register(pidfd, select.POLLIN)
-        return pidfd
+        return pidfd, outer
 
     def _become_interpreter(self, limits: Limits, channel: socket.socket, folder: str | None) -> None:
         try:
@@ -147,6 +155,7 @@ class _Zygote:
                 with contextlib.suppress(OSError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 self._reap(pidfd)
+            scratch.remove_folder(self._home)
         os._exit(0)
 
     def _reap(self, pidfd: int) -> None:
@@ -155,7 +164,7 @@ class _Zygote:
         os.waitpid(pid, 0)
         os.close(pidfd)
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.remove_folder(folder)
 
 
 def _preload() -> None:
