@@ -31,6 +31,7 @@ from benchmark_files import (
     mathvision_rows,
     mathvr_rows,
     mmsearch_rows,
+    published_hrbench_rows,
     visualprobe_rows,
     vstar_rows,
     write_dynamath,
@@ -334,15 +335,41 @@ def test_visualprobe_needs_exactly_one_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["parquet", "tsv"])
-def test_hrbench_axpo_is_the_first_rotation_of_each_picture_and_question(tmp_path: Path, container: str) -> None:
+def test_hrbench_axpo_is_one_rotation_of_each_picture_and_question(tmp_path: Path, container: str) -> None:
     folder = write_hrbench(tmp_path, container=container)
     problems = read(hrbench.load_4k, folder)
-    assert [problem.id for problem in problems] == ["0", "4", "8"]
+    assert [(problem.id, problem.answer) for problem in problems] == [("1", "A"), ("4", "B"), ("11", "C")]
     full = read(hrbench.load_4k, folder, preset="full")
     assert len(full) == 12
     clusters = [problem.metadata["cluster"] for problem in full]
     assert [clusters[i] for i in (0, 4, 8)] == [p.metadata["cluster"] for p in problems]
     assert clusters == [clusters[i] for i in (0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8)] and len(set(clusters)) == 3
+
+
+@pytest.mark.parametrize("load", [hrbench.load_4k, hrbench.load_8k])
+@pytest.mark.parametrize(
+    ("preset", "limit", "num_rows", "num_questions"),
+    [
+        ("axpo", None, 20, 20),
+        ("axpo", 4, 4, 4),
+        ("axpo", 8, 8, 8),
+        ("axpo", 99, 20, 20),
+        ("full", None, 80, 20),
+        ("full", 4, 4, 4),
+        ("full", 20, 20, 20),  # different questions first: they say more than rotations of one
+        ("full", 40, 40, 20),
+        ("full", 99, 80, 20),
+    ],
+)
+def test_hrbench_has_every_gold_letter_equally_often(
+    tmp_path: Path, load: Any, preset: str, limit: int | None, num_rows: int, num_questions: int
+) -> None:
+    resolution = "4k" if load is hrbench.load_4k else "8k"
+    write_hrbench(tmp_path, resolution=resolution, rows=published_hrbench_rows(20))
+    problems = read(load, tmp_path, preset=preset, limit=limit)
+    assert Counter(problem.answer for problem in problems) == dict.fromkeys("ABCD", num_rows // 4)
+    assert len({problem.id for problem in problems}) == num_rows
+    assert len({problem.metadata["cluster"] for problem in problems}) == num_questions
 
 
 def test_hrbench_rotations_move_the_right_option(tmp_path: Path) -> None:
@@ -357,7 +384,8 @@ def test_hrbench_rows_in_any_order_keep_their_clusters(tmp_path: Path) -> None:
     rows = hrbench_rows()
     shuffled = rows[0::4] + rows[1::4] + rows[2::4] + rows[3::4]
     problems = read(hrbench.load_4k, write_hrbench(tmp_path, rows=shuffled))
-    assert [problem.id for problem in problems] == ["0", "4", "8"]
+    assert [problem.id for problem in problems] == ["4", "1", "11"]  # in the file's order
+    assert len({problem.metadata["cluster"] for problem in problems}) == 3
 
 
 def test_hrbench_reads_the_resolution_that_is_asked_for(tmp_path: Path) -> None:
