@@ -17,7 +17,7 @@ from axpo.benchmarks.benchmark import Preset, even_slice
 from axpo.benchmarks.containers import Record, Table
 from axpo.benchmarks.layouts import find_bare_arrow, find_files, missing_files, split_patterns
 from axpo.benchmarks.loaders.assembly import build_problem, gold_letter, unique
-from axpo.benchmarks.loaders.prompts import ANSWER_LETTER, picture_first, user_message
+from axpo.benchmarks.loaders.prompts import ANSWER_LETTER, OFFICIAL_CHOICE, picture_first, user_message
 from axpo.benchmarks.pictures import PictureShelf
 from axpo.images import ContentImageStore
 from axpo.types import ImageRef, Problem
@@ -27,18 +27,28 @@ _LETTERS = ("A", "B", "C", "D")
 _REQUIRED = ("index", "question", "answer", "category", *_LETTERS, "cycle_category", "image")
 
 
-def load_4k(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
+def load_4k(
+    folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
+) -> tuple[Problem, ...]:
     """HR-Bench-4K, see `load`."""
-    return load(folder, resolution="4k", preset=preset, store=store, limit=limit)
+    return load(folder, resolution="4k", preset=preset, store=store, limit=limit, is_official=is_official)
 
 
-def load_8k(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
+def load_8k(
+    folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
+) -> tuple[Problem, ...]:
     """HR-Bench-8K, see `load`."""
-    return load(folder, resolution="8k", preset=preset, store=store, limit=limit)
+    return load(folder, resolution="8k", preset=preset, store=store, limit=limit, is_official=is_official)
 
 
 def load(
-    folder: Path, *, resolution: Resolution, preset: Preset, store: ContentImageStore, limit: int | None
+    folder: Path,
+    *,
+    resolution: Resolution,
+    preset: Preset,
+    store: ContentImageStore,
+    limit: int | None,
+    is_official: bool = False,
 ) -> tuple[Problem, ...]:
     """See `axpo.benchmarks.benchmark.Load`. Preset `axpo` is one rotation of each question, `full` all four.
 
@@ -51,8 +61,10 @@ def load(
         questions = _by_question(kept, table)
         num_rows = len(questions) if preset == "axpo" else len(kept)
         kept = _take_turns(questions, num_rows if limit is None else min(limit, num_rows))
-    shelf = PictureShelf(store)
-    return unique((record.place, _build(record, resolution, shelf)) for record in table.with_pictures(kept))
+    shelf, instruction = PictureShelf(store), OFFICIAL_CHOICE if is_official else ANSWER_LETTER
+    return unique(
+        (record.place, _build(record, resolution, shelf, instruction)) for record in table.with_pictures(kept)
+    )
 
 
 def _open(folder: Path, resolution: Resolution) -> Table:
@@ -99,14 +111,14 @@ def _take_turns(questions: list[list[Record]], num_rows: int) -> list[Record]:
     return [record for _, record in turns[:num_rows]]
 
 
-def _build(record: Record, resolution: Resolution, shelf: PictureShelf) -> Problem:
+def _build(record: Record, resolution: Resolution, shelf: PictureShelf, instruction: str) -> Problem:
     question = record.text("question")
     choices = tuple(record.text(letter) for letter in _LETTERS)
     picture = shelf.add_cell(record.fields.get("image"), record.place.at("image"))
     return build_problem(
         benchmark=f"hrbench_{resolution}",
         problem_id=record.text("index"),
-        message=user_message(picture_first(question, picture), options=choices, instruction=ANSWER_LETTER),
+        message=user_message(picture_first(question, picture), options=choices, instruction=instruction),
         answer=gold_letter(record, "answer", choices),
         categories={"category": record.text("category"), "rotation": record.text("cycle_category")},
         cluster=_base_question(picture, question),

@@ -69,7 +69,7 @@ def gold_letter(problem: Problem) -> str:
 
 def _decided(problem: Problem, letter: str, rule: str, answer: str, extraction: str) -> Verdict:
     is_correct = letter == gold_letter(problem)
-    return Verdict(is_correct=is_correct, rule=rule, answer=answer, extraction=extraction)
+    return Verdict(is_correct=is_correct, rule=rule, answer=answer, extraction=extraction, letter=letter)
 
 
 def _letter(answer: str, choices: tuple[str, ...]) -> str | None:
