@@ -18,9 +18,9 @@ Preset = Literal["axpo", "full"]
 Load = Callable[..., tuple[Problem, ...]]
 """`load(folder, *, preset, store, limit, is_official=False)`: the questions of the published files in `folder`.
 
-`is_official`: put to the model as the authors put them, see `Official`. `limit` keeps that many rows, evenly spaced over
-the preset's. Pictures of kept rows go to `store` and from there to its folder one by one, none is decoded. Raises
-`DataError`.
+`is_official`: put to the model as the authors put them, see `Official`. `limit` keeps that many rows, evenly spaced
+over the preset's. Pictures of kept rows go to `store` and from there to its folder one by one, none is decoded.
+Raises `DataError`.
 
 Each `Problem` carries in its metadata: `benchmark` (name); `cluster` (questions with one label are no independent
 evidence); `categories` (one value for each of `Benchmark.breakdowns`); `choices` (texts of the options, where there are
