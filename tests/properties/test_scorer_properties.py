@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from axpo.benchmarks.scorers import dynamath, mathvision, mathvision_official
 from axpo.benchmarks.scorers.latex_value import latex_value
 from axpo.benchmarks.scorers.tuples import split_tuple
+from axpo.benchmarks.scorers.values import read_value
 from axpo.evaluation.estimators import pass_at_k
 from axpo.evaluation.variants import any_case, average_case, worst_case
 from axpo.types import Content, Message, Problem
@@ -48,7 +49,7 @@ def test_readers_never_raise(text: str) -> None:
     latex_value(text)
     latex_value(text, is_whole=True)
     split_tuple(text)
-    dynamath.read_value(text)
+    read_value(text)
     dynamath.read_options(text)
 
 

@@ -14,7 +14,7 @@ from axpo.errors import DataError
 from axpo.images import ContentImageStore
 from axpo.rewards import REWARDS
 from axpo.rewards.answers import extract_answer
-from axpo.rewards.choice import read_letter
+from axpo.rewards.choice import extract_choice, read_letter
 from axpo.tasks import mini
 from axpo.tasks.jsonl import load_problems
 from axpo.types import Problem
@@ -58,12 +58,13 @@ def own_benchmark(path: Path) -> Benchmark:
 
 def score_by_kind(problem: Problem, final_text: str) -> Verdict:
     """The reward of the question's `answer_kind`, as a verdict."""
-    answer, extraction = extract_answer(final_text)
+    kind = problem.answer_kind
+    is_choice = kind == "choice"
+    answer, extraction = extract_choice(final_text, option_texts(problem)) if is_choice else extract_answer(final_text)
     if answer is None:
         return Verdict(is_correct=False, rule="no_answer")
-    kind = problem.answer_kind
     is_correct = REWARDS[kind](final_text, problem) >= 1
-    letter = read_letter(answer, option_texts(problem)) if kind == "choice" else None
+    letter = read_letter(answer, option_texts(problem)) if is_choice else None
     return Verdict(is_correct=is_correct, rule=kind, answer=answer, extraction=extraction, letter=letter)
 
 
