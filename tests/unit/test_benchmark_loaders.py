@@ -18,12 +18,14 @@ from axpo.benchmarks.loaders import (
     mathvision,
     mathvr,
     mmsearch,
+    prompts,
     visualprobe,
     vstar,
 )
 from axpo.errors import DataError
+from axpo.evaluation.summary import summarize
 from axpo.images import ContentImageStore
-from axpo.types import Problem
+from axpo.types import Message, Problem
 from benchmark_files import (
     dynamath_row,
     hrbench_rows,
@@ -54,8 +56,9 @@ from benchmark_files import (
     write_vstar_parquet,
     write_vstar_tsv,
 )
+from benchmark_records import info
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 LOADERS: dict[str, tuple[Callable[..., tuple[Problem, ...]], Callable[[Path], Path]]] = {
     "mathvision": (mathvision.load, write_mathvision),
     "dynamath": (dynamath.load, write_dynamath),
@@ -460,15 +463,12 @@ def test_mmsearch_questions_without_a_picture_are_text_alone(tmp_path: Path) -> 
 # Real files
 
 
-def test_all_304_questions_of_the_real_testmini_load(tmp_path: Path) -> None:
-    folder = DATA / "mathvision"
-    if not folder.is_dir():
-        pytest.skip("no MathVision files in shared/data beside the repository")
-    problems = read(mathvision.load, folder, store=ContentImageStore(tmp_path))
-    assert len(problems) == 304
+def test_real_questions_of_testmini_load(tmp_path: Path) -> None:
+    problems = read(mathvision.load, FIXTURES / "mathvision", store=ContentImageStore(tmp_path))
+    assert len(problems) == 18
     subjects = Counter(problem.metadata["categories"]["subject"] for problem in problems)
-    assert len(subjects) == 16 and set(subjects.values()) == {19}
-    assert Counter(len(problem.metadata["choices"]) for problem in problems) == {5: 190, 0: 114}
+    assert len(subjects) == 16 and set(subjects.values()) == {1, 2}
+    assert Counter(len(problem.metadata["choices"]) for problem in problems) == {5: 13, 0: 5}
     assert all(len(problem.images) == 1 and "<image" not in problem.messages[0].text for problem in problems)
     found = by_id(problems)
     assert found["59"].answer == "C" and found["59"].metadata["choices"] == []
@@ -476,18 +476,32 @@ def test_all_304_questions_of_the_real_testmini_load(tmp_path: Path) -> None:
     assert found["2673"].metadata["options"][2] == "<image3>"
 
 
-def test_all_501_questions_of_the_real_first_variant_load(tmp_path: Path) -> None:
-    folder = DATA / "dynamath"
-    if not folder.is_dir():
-        pytest.skip("no DynaMath files in shared/data beside the repository")
-    problems = read(dynamath.load, folder, store=ContentImageStore(tmp_path))
-    assert [problem.id for problem in problems] == [f"{seed}-v1" for seed in range(1, 502)]
+def test_real_questions_of_the_first_variant_load(tmp_path: Path) -> None:
+    problems = read(dynamath.load, FIXTURES / "dynamath", store=ContentImageStore(tmp_path))
+    assert len(problems) == 18 and all(problem.id.endswith("-v1") and problem.images for problem in problems)
     kinds = Counter(problem.metadata["answer_type"] for problem in problems)
-    assert kinds == {"float": 296, "multiple choice": 174, "text": 31}
+    assert kinds == {"float": 8, "multiple choice": 6, "text": 4}
     levels = Counter(problem.metadata["categories"]["level"] for problem in problems)
-    assert levels == {"high school": 277, "undergraduate": 161, "elementary school": 63}
-    assert Counter(p.metadata["categories"]["subject"] for p in problems)["statistics"] == 125
+    assert set(levels) == {"high school", "undergraduate", "elementary school"}
     for problem in problems:
         choices = problem.metadata["choices"]
         assert bool(choices) == (problem.metadata["answer_type"] == "multiple choice")
         assert not choices or problem.answer in "ABCDEF"[: len(choices)], problem.id
+
+
+@pytest.mark.parametrize(("name", "num_questions"), [("mathvision_golds.jsonl", 1532), ("dynamath/golds.jsonl", 58)])
+def test_no_letter_dominates_the_golds_of_real_questions(name: str, num_questions: int) -> None:
+    rows = [json.loads(line) for line in (FIXTURES / name).read_text(encoding="utf-8").splitlines()]
+    problems = [
+        Problem(
+            id=row["id"],
+            messages=(Message(role="user"),),
+            answer=row["answer"],
+            metadata={"choices": row["options"] if "options" in row else prompts.inline_options(row["question"])},
+        )
+        for row in rows
+        if row.get("answer_type", "multiple choice") == "multiple choice"
+    ]
+    summary = summarize(info(), problems, [], num_samples=1)
+    assert summary.letters is not None and summary.letters.num_questions == num_questions
+    assert "one_gold_letter" not in {alarm.name for alarm in summary.alarms}
