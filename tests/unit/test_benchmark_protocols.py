@@ -108,3 +108,10 @@ def test_both_protocols_ask_the_same_questions(tmp_path: Path, name: str) -> Non
     assert all(mine.messages != other.messages for mine, other in zip(ours, theirs, strict=True))
     official = BENCHMARKS[name].official
     assert official is not None and official.leaves_out and not official.leaves_out.endswith(".")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_docs_say_what_the_official_protocol_leaves_out(name: str) -> None:
+    official = BENCHMARKS[name].official
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks_scoring.md").read_text(encoding="utf-8")
+    assert official is not None and f"| {official.leaves_out} |" in page

@@ -134,7 +134,7 @@ _PUBLISHED = (
         official=Official(
             score=short_answers.score_visualprobe_official,
             leaves_out=(
-                "the authors' <grounding> tool and system prompt, 32 samples at temperature 1, GPT-4o "
+                "the authors' grounding tool and system prompt, 32 samples at temperature 1, GPT-4o "
                 "as the judge, and leaving out questions on which the judge fails (they count as "
                 "wrong)"
             ),
@@ -179,8 +179,8 @@ _PUBLISHED = (
         official=Official(
             score=mmsearch.score_official,
             leaves_out=(
-                "the authors' search pipeline and its scores for requery, rerank and summarization: "
-                "this is their end-to-end F1 alone"
+                "the authors' search pipeline and its scores for requery, rerank and summarization "
+                "(the score here is their end-to-end F1 alone)"
             ),
         ),
         judge=judge_prompts.MMSEARCH,
