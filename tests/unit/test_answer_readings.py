@@ -72,6 +72,9 @@ def test_a_tag_or_a_box_stands_above_statements(text: str) -> None:
         ("(B) B, as it is larger", (), "B"),
         ("B. 13.0 cm", LENGTHS, "B"),
         ("(B) because 5 is odd", LENGTHS, "B"),
+        ("(B) 13%", ("12", "13"), "B"),
+        ("(B) 0.13 m", LENGTHS, "B"),  # another unit: not compared
+        ("(B) " + "9" * 5000, LENGTHS, "B"),  # too long for a number
         # text of another option, or another number
         ("D - red", COLORS, None),
         ("D.red", COLORS, None),
@@ -157,6 +160,14 @@ def test_a_number_keeps_its_box_whatever_is_said_behind_it() -> None:
 def test_a_letter_with_another_value_behind_it_is_wrong_in_mathvision(answer: str, is_correct: bool) -> None:
     verdict = mathvision.score(asked("E", options=ANGLES), f"So it is $\\boxed{{{answer}}}$.")
     assert verdict.is_correct is is_correct
+
+
+def test_a_percent_sign_and_a_huge_number_behind_a_letter_break_nothing() -> None:
+    options = ["25 \\%", "$45 \\%$", "$\\pi$", "4", "5"]
+    assert mathvision.score(asked("B", options=options), "\\boxed{(B) 45}").is_correct
+    assert mathvision.score(asked("B", options=options), "\\boxed{(B) 45\\%}").is_correct
+    assert not mathvision.score(asked("B", options=options), "\\boxed{(B) 88\\%}").is_correct
+    assert not mathvision.score(asked("C", options=options), "\\boxed{(C) 1e999}").is_correct
 
 
 @pytest.mark.parametrize(("answer", "is_correct"), [("(B) 13", True), ("(B) 14 cm", False), ("B. 10 cm", False)])

@@ -6,7 +6,6 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import cast
 
 from axpo.rewards.answers import AnswerRule, extract_answer, gold_answers, text_after_box
 from axpo.rewards.math import parse_number
@@ -36,7 +35,8 @@ _FURTHER_OPTION = re.compile(
 )
 
 
-_NUMBER_WITH_UNIT = re.compile(r"(\S*\d)\s?(?:°|\^\\circ|[A-Za-z]{1,12}(?:\^?[23²³])?)\.?")
+_NUMBER_WITH_UNIT = re.compile(r"(\S*\d)\s?(°|\^\\circ|[A-Za-z]{1,12}(?:\^?[23²³])?)\.?")
+_MAX_NUMBER_CHARS = 100
 _MAX_RELATIVE_DIFFERENCE = Fraction(1, 100)
 
 
@@ -111,24 +111,35 @@ def _read_headed(letter: str, rest: str, choices: Sequence[str]) -> str | None:
 
 
 def is_other_number(text: str, option: str) -> bool:
-    """True when a text and an option's text both are numbers, with a unit or without, and differ by more than 1%.
+    """True when a text and an option's text are numbers of one unit, or of none, that differ by more than 1%.
 
-    >>> is_other_number("270°", "135°"), is_other_number("3.14 cm", "3.1416"), is_other_number("because", "3")
+    A percent sign may be missing on one side.
+
+    >>> is_other_number("270°", "135°"), is_other_number("3.14 cm", "3.1416"), is_other_number("45%", "45")
     (True, False, False)
     """
-    values = (_number(text), _number(option))
-    return None not in values and differ_clearly(*cast("tuple[Fraction, Fraction]", values))
+    found = _split_unit(text), _split_unit(option)
+    if found[0] is None or found[1] is None or (found[0][1] and found[1][1] and found[0][1] != found[1][1]):
+        return False
+    return differ_clearly(found[0][0], found[1][0])
 
 
 def differ_clearly(first: Fraction | float, second: Fraction | float) -> bool:
     """True when two values differ by more than rounding."""
-    return abs(first - second) > _MAX_RELATIVE_DIFFERENCE * max(abs(first), abs(second))
+    try:
+        return abs(first - second) > _MAX_RELATIVE_DIFFERENCE * max(abs(first), abs(second))
+    except OverflowError:  # a fraction too large for a float
+        return True
 
 
-def _number(text: str) -> Fraction | None:
+def _split_unit(text: str) -> tuple[Fraction, str] | None:
+    """The number that a text is, without its percent sign, and its unit."""
     text = _unwrapped(text)
+    if len(text) > _MAX_NUMBER_CHARS:
+        return None
     match = _NUMBER_WITH_UNIT.fullmatch(text)
-    return parse_number(match[1] if match else text.rstrip("."))
+    number = parse_number((match[1] if match else text.rstrip(".")).rstrip("%\\ "))
+    return None if number is None else (number, (match[2] if match else "").casefold())
 
 
 def _unwrapped(text: str) -> str:

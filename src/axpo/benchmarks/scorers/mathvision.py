@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 
+from axpo.benchmarks.scorers.latex_value import Value
 from axpo.benchmarks.scorers.mathvision_official import gold_option
 from axpo.benchmarks.scorers.tuples import is_equal_tuple, split_tuple
 from axpo.benchmarks.scorers.values import read_value
@@ -93,8 +94,13 @@ def _has_other_value(answer: str, option: str) -> bool:
     rest = _LETTER_MARK.sub("", answer, count=1)
     if len(_WORD.findall(_COMMAND.sub("", rest))) > MAX_UNIT_WORDS:
         return False
-    value, wanted = (read_value(_RATIO.sub(r"\1/\2", text.strip("$ "))) for text in (rest, option))
+    value, wanted = (_signless_value(text) for text in (rest, option))
     return value is not None and wanted is not None and differ_clearly(value, wanted)
+
+
+def _signless_value(text: str) -> Value | None:
+    """The number that a text is; a percent sign says nothing, because one side may lack it."""
+    return read_value(_RATIO.sub(r"\1/\2", _PERCENT_SIGN.sub("", text.strip("$ "))))
 
 
 def _is_gold_alone(problem: Problem, answer: str, options: tuple[str, ...]) -> bool:
