@@ -49,6 +49,8 @@ class Official:
     score: Score
     leaves_out: str
     """What `--official` does not repeat of the authors' evaluation: "A, B and C", for a sentence about the score."""
+    needs_judge: bool = False
+    """Without a judge the score is a lower bound."""
     reads_all_turns: bool = False
     """`score` is given the thinking and text of every turn instead of the final text."""
 

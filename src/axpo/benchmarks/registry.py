@@ -97,6 +97,7 @@ _PUBLISHED = (
         score=mathvr.score,
         official=Official(
             score=mathvr.score_official,
+            needs_judge=True,
             leaves_out=(
                 "GPT-4.1 as the judge, its exact prompt, and leaving out solutions on which the judge "
                 "fails (they count as wrong)"
@@ -133,6 +134,7 @@ _PUBLISHED = (
         score=short_answers.score,
         official=Official(
             score=short_answers.score_visualprobe_official,
+            needs_judge=True,
             leaves_out=(
                 "the authors' grounding tool and system prompt, 32 samples at temperature 1, GPT-4o "
                 "as the judge, and leaving out questions on which the judge fails (they count as "
@@ -157,6 +159,7 @@ _PUBLISHED = (
         score=short_answers.score,
         official=Official(
             score=short_answers.score_hrmmsearch_official,
+            needs_judge=True,
             leaves_out=(
                 "the authors' tools (image search among them) and system prompt, and GPT-4o as the "
                 "judge, asked once for each right answer"

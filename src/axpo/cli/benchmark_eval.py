@@ -358,7 +358,7 @@ def _info(request: Request, benchmark: Benchmark) -> BenchmarkInfo:
         title=benchmark.title,
         area=benchmark.area,
         breakdowns=benchmark.breakdowns,
-        needs_judge=benchmark.needs_judge,
+        needs_judge=benchmark.needs_judge if official is None else official.needs_judge,
         needs_tool=benchmark.needs_tool,
         preset=request.preset,
         expected_size=None if request.limit else benchmark.sizes.get(request.preset),

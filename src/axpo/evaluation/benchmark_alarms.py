@@ -26,7 +26,7 @@ def with_alarms(summary: BenchmarkSummary) -> BenchmarkSummary:
 
 
 def _check_judge(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
-    if not summary.info.needs_judge or summary.judge or not summary.num_undecided:
+    if not summary.info.needs_judge or summary.judge:
         return None
     return BenchmarkAlarm(
         name="no_judge",
