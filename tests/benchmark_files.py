@@ -376,6 +376,28 @@ def hrbench_rows(*, pictures: Sequence[bytes] | None = None) -> Rows:
     return rows
 
 
+def published_hrbench_rows(num_questions: int) -> Rows:
+    """As the published 4K file is: in each block of four rows the golds are A, B, C, D, in this order."""
+    data = as_base64(picture("red", (64, 32)))
+    rows: Rows = []
+    for question in range(num_questions):
+        for turn, gold in enumerate("ABCD"):
+            options = ["left", "right", "above"]
+            options.insert(turn, f"behind {question}")
+            rows.append(
+                {
+                    "index": len(rows),
+                    "question": f"Where is cup {question}?",
+                    "answer": gold,
+                    "category": "single" if question < num_questions / 2 else "cross",
+                    **dict(zip("ABCD", options, strict=True)),
+                    "cycle_category": f"cycle_{turn}",
+                    "image": data,
+                }
+            )
+    return rows
+
+
 def write_hrbench(
     folder: Path, *, resolution: str = "4k", rows: Rows | None = None, container: str = "parquet"
 ) -> Path:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -59,9 +59,21 @@ def reply_to(fields: dict[str, Any]) -> dict[str, Any]:
     return {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
 
 
+def always(text: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The same text to everything, without a tool call."""
+    message = {"role": "assistant", "content": text}
+    choices = [{"message": message, "finish_reason": "stop"}]
+    return lambda fields: {"choices": choices, "usage": {"prompt_tokens": 50, "completion_tokens": 7}}
+
+
 @contextlib.contextmanager
-def chat_stub(max_answers: int | None = None, *, is_broken: bool = False) -> Generator[ChatStub]:
-    """A stub that serves on a free port of this machine."""
+def chat_stub(
+    max_answers: int | None = None,
+    *,
+    is_broken: bool = False,
+    reply: Callable[[dict[str, Any]], dict[str, Any]] = reply_to,
+) -> Generator[ChatStub]:
+    """A stub that serves on a free port of this machine; `reply` makes the answer to a request's fields."""
     stub = ChatStub(max_answers=max_answers, is_broken=is_broken)
 
     class Handler(BaseHTTPRequestHandler):
@@ -76,7 +88,7 @@ def chat_stub(max_answers: int | None = None, *, is_broken: bool = False) -> Gen
                 stub.closed.wait(120)
                 self.close_connection = True
                 return
-            data = json.dumps(reply_to(json.loads(body))).encode()
+            data = json.dumps(reply(json.loads(body))).encode()
             with contextlib.suppress(ConnectionError):
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")

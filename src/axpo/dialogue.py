@@ -95,6 +95,8 @@ class Verdict:
     """The final answer as it was read from the text; None when there is none."""
     extraction: str = "none"
     """Which rule found it, see `axpo.rewards.answers`."""
+    letter: str | None = None
+    """In a multiple-choice question, the option that the answer names, right or wrong, as a capital letter."""
     is_decided: bool = True
     """False: no rule applies, only a judge could tell. It counts as wrong until one has."""
     scores: Mapping[str, float] = field(default_factory=lambda: cast("dict[str, float]", {}))

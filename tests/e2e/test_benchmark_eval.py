@@ -17,7 +17,7 @@ from axpo.evaluation.folder import read_results
 from chat_stub import chat_stub
 
 MIXED = Path(__file__).parents[2] / "recipes" / "mini_cpu" / "mixed.toml"
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def endpoint_words(url: str, out: Path, *more: str) -> list[str]:
@@ -199,11 +199,10 @@ def test_a_checkpoint_is_evaluated_and_two_evaluations_are_compared(
     assert "holds no summary.json" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the folder shared/data with real benchmark files is not there")
 def test_real_mathvision_and_dynamath_files_run_through_an_endpoint(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with chat_stub() as stub:
-        words = ["eval", "--benchmarks", "mathvision,dynamath", "--data", str(SHARED), "--limit", "4", "--model", "s"]
+        words = ["eval", "--benchmarks", "mathvision,dynamath", "--data", str(FIXTURES), "--limit", "4", "--model", "s"]
         words += ["--endpoint", stub.url, "--out", str(out), "--eval.num_samples", "2"]
         assert main([*words, "--data.tools", '["image_zoom_in"]']) == 0
     _, results = read_results(out)

@@ -1,4 +1,7 @@
-"""DynaMath: average and worst case of the published verdicts, and the scorers on every gold answer of a variant."""
+"""DynaMath: average and worst case of the published verdicts, and the scorers on a sample of gold answers.
+
+The verdicts are of all 501 seeds; the gold answers are those of 188 questions of variant 1 (`tests/fixtures/dynamath`).
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,9 @@ from axpo.benchmarks.scorers.dynamath import read_options, score, score_official
 from axpo.evaluation.variants import any_case, average_case, by_group, worst_case
 from axpo.types import Content, Message, Problem
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data" / "dynamath"
+DATA = Path(__file__).parents[1] / "fixtures" / "dynamath"
 VERDICTS = DATA / "verdicts" / "GPT4o-result.csv"
-VARIANT = DATA / "trial1" / "dataset.json"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"needs DynaMath's published files in {DATA}")
+GOLDS = DATA / "golds.jsonl"
 
 
 @cache
@@ -31,15 +33,15 @@ def verdict_rows() -> tuple[list[list[str]], list[str]]:
 
 @cache
 def problems() -> tuple[Problem, ...]:
-    rows = json.loads(VARIANT.read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in GOLDS.read_text(encoding="utf-8").splitlines()]
     return tuple(
         Problem(
-            id=key,
+            id=row["id"],
             messages=(Message(role="user", content=(Content(text=row["question"]),)),),
             answer=row["answer"],
             metadata={"answer_type": row["answer_type"]},
         )
-        for key, row in rows.items()
+        for row in rows
     )
 
 

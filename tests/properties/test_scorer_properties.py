@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from axpo.benchmarks.scorers import dynamath, mathvision, mathvision_official
 from axpo.benchmarks.scorers.latex_value import latex_value
 from axpo.benchmarks.scorers.tuples import split_tuple
+from axpo.benchmarks.scorers.values import read_value
 from axpo.evaluation.estimators import pass_at_k
 from axpo.evaluation.variants import any_case, average_case, worst_case
 from axpo.types import Content, Message, Problem
@@ -44,12 +46,30 @@ def test_scorers_never_raise_and_always_say_why(text: str, gold: str, options: l
 
 
 @given(text=TEXTS)
-def test_readers_never_raise(text: str) -> None:
-    latex_value(text)
-    latex_value(text, is_whole=True)
-    split_tuple(text)
-    dynamath.read_value(text)
-    dynamath.read_options(text)
+def test_readers_give_nothing_or_what_the_text_contains(text: str) -> None:
+    for value in (latex_value(text), latex_value(text, is_whole=True), read_value(text)):
+        assert value is None or math.isfinite(value)
+    found = split_tuple(text)
+    if found is not None:
+        brackets, parts = found
+        assert len(parts) >= 2 and all(parts)
+        assert brackets == "" or (brackets[0] in "([{" and brackets[1] in ")]}")
+    options = dynamath.read_options(text)
+    assert all(option in text for option in options)
+    assert all(f"({letter})" in text for letter in "ABCDEFGH"[: len(options)])
+
+
+@given(
+    values=st.lists(st.integers(-999, 999), min_size=2, max_size=8), brackets=st.sampled_from(["()", "[]", "[)", ""])
+)
+def test_readers_give_back_what_was_written(values: list[int], brackets: str) -> None:
+    texts = tuple(map(str, values))
+    opening, closing = (brackets[0], brackets[1]) if brackets else ("", "")
+    assert split_tuple(f"P = {opening}{', '.join(texts)}{closing}.") == (brackets, texts)
+    assert [latex_value(text, is_whole=True) for text in texts] == values
+    assert [read_value(f"x = {text} cm") for text in texts] == values
+    listed = " ".join(f"({letter}) {text}" for letter, text in zip("ABCDEFGH", texts, strict=False))
+    assert dynamath.read_options(f"Which? choice: {listed}") == texts
 
 
 @given(top=st.integers(-999, 999), bottom=st.integers(1, 999))

@@ -18,12 +18,14 @@ from axpo.benchmarks.loaders import (
     mathvision,
     mathvr,
     mmsearch,
+    prompts,
     visualprobe,
     vstar,
 )
 from axpo.errors import DataError
+from axpo.evaluation.summary import summarize
 from axpo.images import ContentImageStore
-from axpo.types import Problem
+from axpo.types import Message, Problem
 from benchmark_files import (
     dynamath_row,
     hrbench_rows,
@@ -31,6 +33,7 @@ from benchmark_files import (
     mathvision_rows,
     mathvr_rows,
     mmsearch_rows,
+    published_hrbench_rows,
     visualprobe_rows,
     vstar_rows,
     write_dynamath,
@@ -53,8 +56,9 @@ from benchmark_files import (
     write_vstar_parquet,
     write_vstar_tsv,
 )
+from benchmark_records import info
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 LOADERS: dict[str, tuple[Callable[..., tuple[Problem, ...]], Callable[[Path], Path]]] = {
     "mathvision": (mathvision.load, write_mathvision),
     "dynamath": (dynamath.load, write_dynamath),
@@ -334,15 +338,41 @@ def test_visualprobe_needs_exactly_one_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["parquet", "tsv"])
-def test_hrbench_axpo_is_the_first_rotation_of_each_picture_and_question(tmp_path: Path, container: str) -> None:
+def test_hrbench_axpo_is_one_rotation_of_each_picture_and_question(tmp_path: Path, container: str) -> None:
     folder = write_hrbench(tmp_path, container=container)
     problems = read(hrbench.load_4k, folder)
-    assert [problem.id for problem in problems] == ["0", "4", "8"]
+    assert [(problem.id, problem.answer) for problem in problems] == [("1", "A"), ("4", "B"), ("11", "C")]
     full = read(hrbench.load_4k, folder, preset="full")
     assert len(full) == 12
     clusters = [problem.metadata["cluster"] for problem in full]
     assert [clusters[i] for i in (0, 4, 8)] == [p.metadata["cluster"] for p in problems]
     assert clusters == [clusters[i] for i in (0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8)] and len(set(clusters)) == 3
+
+
+@pytest.mark.parametrize("load", [hrbench.load_4k, hrbench.load_8k])
+@pytest.mark.parametrize(
+    ("preset", "limit", "num_rows", "num_questions"),
+    [
+        ("axpo", None, 20, 20),
+        ("axpo", 4, 4, 4),
+        ("axpo", 8, 8, 8),
+        ("axpo", 99, 20, 20),
+        ("full", None, 80, 20),
+        ("full", 4, 4, 4),
+        ("full", 20, 20, 20),  # different questions first: they say more than rotations of one
+        ("full", 40, 40, 20),
+        ("full", 99, 80, 20),
+    ],
+)
+def test_hrbench_has_every_gold_letter_equally_often(
+    tmp_path: Path, load: Any, preset: str, limit: int | None, num_rows: int, num_questions: int
+) -> None:
+    resolution = "4k" if load is hrbench.load_4k else "8k"
+    write_hrbench(tmp_path, resolution=resolution, rows=published_hrbench_rows(20))
+    problems = read(load, tmp_path, preset=preset, limit=limit)
+    assert Counter(problem.answer for problem in problems) == dict.fromkeys("ABCD", num_rows // 4)
+    assert len({problem.id for problem in problems}) == num_rows
+    assert len({problem.metadata["cluster"] for problem in problems}) == num_questions
 
 
 def test_hrbench_rotations_move_the_right_option(tmp_path: Path) -> None:
@@ -357,7 +387,8 @@ def test_hrbench_rows_in_any_order_keep_their_clusters(tmp_path: Path) -> None:
     rows = hrbench_rows()
     shuffled = rows[0::4] + rows[1::4] + rows[2::4] + rows[3::4]
     problems = read(hrbench.load_4k, write_hrbench(tmp_path, rows=shuffled))
-    assert [problem.id for problem in problems] == ["0", "4", "8"]
+    assert [problem.id for problem in problems] == ["4", "1", "11"]  # in the file's order
+    assert len({problem.metadata["cluster"] for problem in problems}) == 3
 
 
 def test_hrbench_reads_the_resolution_that_is_asked_for(tmp_path: Path) -> None:
@@ -432,15 +463,12 @@ def test_mmsearch_questions_without_a_picture_are_text_alone(tmp_path: Path) -> 
 # Real files
 
 
-def test_all_304_questions_of_the_real_testmini_load(tmp_path: Path) -> None:
-    folder = DATA / "mathvision"
-    if not folder.is_dir():
-        pytest.skip("no MathVision files in shared/data beside the repository")
-    problems = read(mathvision.load, folder, store=ContentImageStore(tmp_path))
-    assert len(problems) == 304
+def test_real_questions_of_testmini_load(tmp_path: Path) -> None:
+    problems = read(mathvision.load, FIXTURES / "mathvision", store=ContentImageStore(tmp_path))
+    assert len(problems) == 18
     subjects = Counter(problem.metadata["categories"]["subject"] for problem in problems)
-    assert len(subjects) == 16 and set(subjects.values()) == {19}
-    assert Counter(len(problem.metadata["choices"]) for problem in problems) == {5: 190, 0: 114}
+    assert len(subjects) == 16 and set(subjects.values()) == {1, 2}
+    assert Counter(len(problem.metadata["choices"]) for problem in problems) == {5: 13, 0: 5}
     assert all(len(problem.images) == 1 and "<image" not in problem.messages[0].text for problem in problems)
     found = by_id(problems)
     assert found["59"].answer == "C" and found["59"].metadata["choices"] == []
@@ -448,18 +476,32 @@ def test_all_304_questions_of_the_real_testmini_load(tmp_path: Path) -> None:
     assert found["2673"].metadata["options"][2] == "<image3>"
 
 
-def test_all_501_questions_of_the_real_first_variant_load(tmp_path: Path) -> None:
-    folder = DATA / "dynamath"
-    if not folder.is_dir():
-        pytest.skip("no DynaMath files in shared/data beside the repository")
-    problems = read(dynamath.load, folder, store=ContentImageStore(tmp_path))
-    assert [problem.id for problem in problems] == [f"{seed}-v1" for seed in range(1, 502)]
+def test_real_questions_of_the_first_variant_load(tmp_path: Path) -> None:
+    problems = read(dynamath.load, FIXTURES / "dynamath", store=ContentImageStore(tmp_path))
+    assert len(problems) == 18 and all(problem.id.endswith("-v1") and problem.images for problem in problems)
     kinds = Counter(problem.metadata["answer_type"] for problem in problems)
-    assert kinds == {"float": 296, "multiple choice": 174, "text": 31}
+    assert kinds == {"float": 8, "multiple choice": 6, "text": 4}
     levels = Counter(problem.metadata["categories"]["level"] for problem in problems)
-    assert levels == {"high school": 277, "undergraduate": 161, "elementary school": 63}
-    assert Counter(p.metadata["categories"]["subject"] for p in problems)["statistics"] == 125
+    assert set(levels) == {"high school", "undergraduate", "elementary school"}
     for problem in problems:
         choices = problem.metadata["choices"]
         assert bool(choices) == (problem.metadata["answer_type"] == "multiple choice")
         assert not choices or problem.answer in "ABCDEF"[: len(choices)], problem.id
+
+
+@pytest.mark.parametrize(("name", "num_questions"), [("mathvision_golds.jsonl", 1532), ("dynamath/golds.jsonl", 58)])
+def test_no_letter_dominates_the_golds_of_real_questions(name: str, num_questions: int) -> None:
+    rows = [json.loads(line) for line in (FIXTURES / name).read_text(encoding="utf-8").splitlines()]
+    problems = [
+        Problem(
+            id=row["id"],
+            messages=(Message(role="user"),),
+            answer=row["answer"],
+            metadata={"choices": row["options"] if "options" in row else prompts.inline_options(row["question"])},
+        )
+        for row in rows
+        if row.get("answer_type", "multiple choice") == "multiple choice"
+    ]
+    summary = summarize(info(), problems, [], num_samples=1)
+    assert summary.letters is not None and summary.letters.num_questions == num_questions
+    assert "one_gold_letter" not in {alarm.name for alarm in summary.alarms}

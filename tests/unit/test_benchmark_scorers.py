@@ -149,14 +149,16 @@ def test_every_alias_is_right() -> None:
     ("text", "rule", "answer"),
     [
         ("<answer>red</answer>", "undecided", "red"),  # also when it is the right one: all are judged
-        ("<answer>blue</answer> no <answer>\\boxed{red}</answer>", "undecided", "\\boxed{red}"),
+        ("<answer>blue</answer> no <answer>\\boxed{red}</answer>", "undecided", "blue"),
+        ("<answer>\nblue <answer>red</answer>", "undecided", "blue <answer>red"),
         ("The answer is red.", "no_answer_tag", None),
-        ("<think><answer>red</answer></think> red", "no_answer_tag", None),
+        ("<think><answer>red</answer></think> blue", "undecided", "red"),
+        ("red</answer> <answer>", "no_answer_tag", None),
         ("<answer>red", "no_answer_tag", None),
         ("<answer> </answer>", "no_answer", None),
     ],
 )
-def test_official_visualprobe_reads_the_answer_block_alone(text: str, rule: str, answer: str | None) -> None:
+def test_official_visualprobe_reads_the_first_answer_block_alone(text: str, rule: str, answer: str | None) -> None:
     verdict = short_answers.score_visualprobe_official(problem("red"), text)
     assert (verdict.rule, verdict.answer) == (rule, answer)
     assert not verdict.is_correct

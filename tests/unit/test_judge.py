@@ -273,8 +273,10 @@ def test_a_long_answer_is_cut_in_its_middle_and_marked() -> None:
     assert judge_prompts.bounded("x" * 4000) == "x" * 4000
 
 
-def test_broken_text_can_be_encoded() -> None:
-    MATHVR.build(problem("5"), "a\ud800b")[-1].text.encode()
+@pytest.mark.parametrize("prompt", [MATHVR, HRMMSEARCH, MMSEARCH], ids=lambda prompt: prompt.id)
+def test_half_a_surrogate_pair_is_shown_as_a_question_mark(prompt: JudgePrompt) -> None:
+    text = prompt.build(problem("5"), "a\ud800b")[-1].text
+    assert "\na?b\n" in text and text.encode().decode() == text
 
 
 # -- tries and failures -----------------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ Preset = Literal["axpo", "full"]
 """`axpo`: the reduced sets of the paper (`docs/benchmarks.md`); `full`: everything published."""
 
 Load = Callable[..., tuple[Problem, ...]]
-"""`load(folder, *, preset, store, limit)`: the questions of the benchmark's published files in `folder`.
+"""`load(folder, *, preset, store, limit, is_official=False)`: the questions of the published files in `folder`.
 
-`limit` keeps that many rows, evenly spaced over the preset's. Pictures of kept rows go to `store` and from there to its
-folder one by one, none is decoded. Raises `DataError`.
+`is_official`: put to the model as the authors put them, see `Official`. `limit` keeps that many rows, evenly spaced
+over the preset's. Pictures of kept rows go to `store` and from there to its folder one by one, none is decoded.
+Raises `DataError`.
 
 Each `Problem` carries in its metadata: `benchmark` (name); `cluster` (questions with one label are no independent
 evidence); `categories` (one value for each of `Benchmark.breakdowns`); `choices` (texts of the options, where there are
@@ -42,6 +43,19 @@ class JudgePrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Official:
+    """How a benchmark's authors read and judge a reply; `Load` with `is_official` asks for the format they read."""
+
+    score: Score
+    leaves_out: str
+    """What `--official` does not repeat of the authors' evaluation: "A, B and C", for a sentence about the score."""
+    needs_judge: bool = False
+    """Without a judge the score is a lower bound."""
+    reads_all_turns: bool = False
+    """`score` is given the thinking and text of every turn instead of the final text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
     """One of the tables' columns."""
 
@@ -53,8 +67,8 @@ class Benchmark:
     licence: str
     load: Load
     score: Score
-    score_official: Score | None = None
-    """The authors' own rule, where it differs."""
+    official: Official | None = None
+    """What `--official` sets; None for questions that have no authors' rules."""
     judge: JudgePrompt | None = None
     """For answers that no rule decides; None where rules decide all."""
     needs_judge: bool = False

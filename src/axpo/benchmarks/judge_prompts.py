@@ -108,7 +108,8 @@ def _read_choice(problem: Problem, reply: str) -> Verdict | None:
     choice = reply.strip()
     if choice != "NONE" and (len(choice) != 1 or choice not in _letters(problem)):
         return None
-    return Verdict(is_correct=choice == gold_letter(problem), rule="judge")
+    letter = None if choice == "NONE" else choice
+    return Verdict(is_correct=letter == gold_letter(problem), rule="judge", letter=letter)
 
 
 def _letters(problem: Problem) -> str:

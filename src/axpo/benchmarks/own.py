@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from axpo.benchmarks.benchmark import Area, Benchmark, Preset, even_slice
+from axpo.benchmarks.scorers.letters import option_texts
 from axpo.dialogue import Verdict
 from axpo.errors import DataError
 from axpo.images import ContentImageStore
 from axpo.rewards import REWARDS
 from axpo.rewards.answers import extract_answer
+from axpo.rewards.choice import extract_choice, read_letter
 from axpo.tasks import mini
 from axpo.tasks.jsonl import load_problems
 from axpo.types import Problem
@@ -56,22 +58,32 @@ def own_benchmark(path: Path) -> Benchmark:
 
 def score_by_kind(problem: Problem, final_text: str) -> Verdict:
     """The reward of the question's `answer_kind`, as a verdict."""
-    answer, extraction = extract_answer(final_text)
+    kind = problem.answer_kind
+    is_choice = kind == "choice"
+    answer, extraction = extract_choice(final_text, option_texts(problem)) if is_choice else extract_answer(final_text)
     if answer is None:
         return Verdict(is_correct=False, rule="no_answer")
-    is_correct = REWARDS[problem.answer_kind](final_text, problem) >= 1
-    return Verdict(is_correct=is_correct, rule=problem.answer_kind, answer=answer, extraction=extraction)
+    is_correct = REWARDS[kind](final_text, problem) >= 1
+    letter = read_letter(answer, option_texts(problem)) if is_choice else None
+    return Verdict(is_correct=is_correct, rule=kind, answer=answer, extraction=extraction, letter=letter)
 
 
 def _load_mini(
-    folder: Path, *, name: str, split: str, preset: Preset, store: ContentImageStore, limit: int | None
+    folder: Path,
+    *,
+    name: str,
+    split: str,
+    preset: Preset,
+    store: ContentImageStore,
+    limit: int | None,
+    is_official: bool = False,
 ) -> tuple[Problem, ...]:
     problems = mini.problems(split, store=store)
     return _keep(problems, name, store, limit)
 
 
 def _load_file(
-    folder: Path, *, path: Path, preset: Preset, store: ContentImageStore, limit: int | None
+    folder: Path, *, path: Path, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
 ) -> tuple[Problem, ...]:
     problems = load_problems(path, store=store)
     unknown = [problem for problem in problems if problem.answer_kind not in REWARDS]

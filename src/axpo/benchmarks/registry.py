@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from axpo.benchmarks import judge_prompts
-from axpo.benchmarks.benchmark import Benchmark
+from axpo.benchmarks.benchmark import Benchmark, Official
 from axpo.benchmarks.loaders import (
     dynamath as dynamath_files,
 )
@@ -44,7 +44,14 @@ _HRBENCH_4K = Benchmark(
     licence="not stated",
     load=hrbench_files.load_4k,
     score=letters.score,
-    score_official=letters.score_hrbench_official,
+    official=Official(
+        score=letters.score_hrbench_official,
+        leaves_out=(
+            "the authors' exact prompt and their judge, a local model that is asked about every "
+            "reply, and, unless --preset full is given, three of the four rotations of each "
+            "question"
+        ),
+    ),
     judge=judge_prompts.CHOICE,
     sizes={"axpo": 200, "full": 800},
     breakdowns=("category", "rotation"),
@@ -58,7 +65,10 @@ _PUBLISHED = (
         licence="MIT",
         load=mathvision_files.load,
         score=mathvision.score,
-        score_official=mathvision_official.score_official,
+        official=Official(
+            score=mathvision_official.score_official,
+            leaves_out="the authors' exact words and sampling options",
+        ),
         sizes={"axpo": 304, "full": 3040},
         breakdowns=("subject", "level"),
     ),
@@ -70,7 +80,10 @@ _PUBLISHED = (
         licence="Apache-2.0",
         load=dynamath_files.load,
         score=dynamath.score,
-        score_official=dynamath.score_official,
+        official=Official(
+            score=dynamath.score_official,
+            leaves_out="the authors' exact words, temperature 0 and the JSON mode of the service",
+        ),
         sizes={"axpo": 501, "full": 5010},
         breakdowns=("subject", "level", "answer_type"),
     ),
@@ -82,7 +95,14 @@ _PUBLISHED = (
         licence="Apache-2.0",
         load=mathvr_files.load,
         score=mathvr.score,
-        score_official=mathvr.score_official,
+        official=Official(
+            score=mathvr.score_official,
+            needs_judge=True,
+            leaves_out=(
+                "GPT-4.1 as the judge, its exact prompt, and leaving out solutions on which the judge "
+                "fails (they count as wrong)"
+            ),
+        ),
         judge=judge_prompts.MATHVR,
         needs_judge=True,
         sizes={"axpo": 2500, "full": 2500},
@@ -96,7 +116,10 @@ _PUBLISHED = (
         licence="not stated",
         load=vstar_files.load,
         score=letters.score,
-        score_official=letters.score_vstar_official,
+        official=Official(
+            score=letters.score_vstar_official,
+            leaves_out="the likelihood of each option, which the authors compare for open models",
+        ),
         judge=judge_prompts.CHOICE,
         sizes={"axpo": 191, "full": 191},
         breakdowns=("category",),
@@ -109,7 +132,16 @@ _PUBLISHED = (
         licence="CC-BY-NC-4.0",
         load=visualprobe_files.load,
         score=short_answers.score,
-        score_official=short_answers.score_visualprobe_official,
+        official=Official(
+            score=short_answers.score_visualprobe_official,
+            needs_judge=True,
+            leaves_out=(
+                "the authors' grounding tool and system prompt, 32 samples at temperature 1, GPT-4o "
+                "as the judge, and leaving out questions on which the judge fails (they count as "
+                "wrong)"
+            ),
+            reads_all_turns=True,
+        ),
         judge=judge_prompts.VISUALPROBE,
         needs_judge=True,
         sizes={"axpo": 106, "full": 515},
@@ -125,7 +157,14 @@ _PUBLISHED = (
         licence="MIT",
         load=hrmmsearch_files.load,
         score=short_answers.score,
-        score_official=short_answers.score_hrmmsearch_official,
+        official=Official(
+            score=short_answers.score_hrmmsearch_official,
+            needs_judge=True,
+            leaves_out=(
+                "the authors' tools (image search among them) and system prompt, and GPT-4o as the "
+                "judge, asked once for each right answer"
+            ),
+        ),
         judge=judge_prompts.HRMMSEARCH,
         needs_judge=True,
         needs_tool="search",
@@ -140,7 +179,13 @@ _PUBLISHED = (
         licence="not stated",
         load=mmsearch_files.load,
         score=mmsearch.score,
-        score_official=mmsearch.score_official,
+        official=Official(
+            score=mmsearch.score_official,
+            leaves_out=(
+                "the authors' search pipeline and its scores for requery, rerank and summarization "
+                "(the score here is their end-to-end F1 alone)"
+            ),
+        ),
         judge=judge_prompts.MMSEARCH,
         needs_judge=True,
         needs_tool="search",

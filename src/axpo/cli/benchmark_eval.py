@@ -65,7 +65,7 @@ class Request:
     preset: Preset
     limit: int | None
     is_official: bool
-    """Judge by the authors' own rules."""
+    """Ask, read and judge as each benchmark's authors do."""
     label: str
     folder: Path
     config: BenchmarkConfig
@@ -203,7 +203,9 @@ def _load_problems(
         if request.sources[benchmark.name]:
             found = resolve(request.sources[benchmark.name], benchmark.name)
             folder, commits[benchmark.name] = found.folder, found.commit
-        loaded = benchmark.load(folder, preset=request.preset, store=store, limit=request.limit)
+        loaded = benchmark.load(
+            folder, preset=request.preset, store=store, limit=request.limit, is_official=request.is_official
+        )
         prompt = request.config.data.system_prompt
         problems[benchmark.name] = tuple(_with_system(problem, prompt) for problem in loaded)
     return commits, problems
@@ -301,10 +303,12 @@ async def _judge(
         log = read_log(request.folder / "rollouts" / f"{benchmark.name}.jsonl")
         rollouts = [rollout for rollout in log if (rollout.problem_id, rollout.sample) in wanted]
         console.start_rollouts(f"judging {benchmark.title}", len(rollouts))
+        official = benchmark.official if request.is_official else None
         judged = await judge_all(
             problems[benchmark.name],
             rollouts,
-            score=(request.is_official and benchmark.score_official) or benchmark.score,
+            score=benchmark.score if official is None else official.score,
+            reads_all_turns=official is not None and official.reads_all_turns,
             ask_judge=_ask(judge, benchmark),
             on_done=console.on_rollout,
         )
@@ -348,16 +352,18 @@ def _manifest(request: Request, commits: Mapping[str, str | None], known: Manife
 
 
 def _info(request: Request, benchmark: Benchmark) -> BenchmarkInfo:
+    official = benchmark.official if request.is_official else None
     return BenchmarkInfo(
         name=benchmark.name,
         title=benchmark.title,
         area=benchmark.area,
         breakdowns=benchmark.breakdowns,
-        needs_judge=benchmark.needs_judge,
+        needs_judge=benchmark.needs_judge if official is None else official.needs_judge,
         needs_tool=benchmark.needs_tool,
         preset=request.preset,
         expected_size=None if request.limit else benchmark.sizes.get(request.preset),
-        is_official=request.is_official and benchmark.score_official is not None,
+        is_official=official is not None,
+        leaves_out="" if official is None else official.leaves_out,
         judge=request.config.judge.model or "",
     )
 
@@ -370,6 +376,14 @@ def _check_same(known: Manifest, request: Request) -> None:
             raise ConfigError(
                 f"{request.folder}: holds an evaluation with --{name} {getattr(known, name)}, not {value}. Go on with "
                 "that, or choose another folder with --out."
+            )
+    rules = {info.name: info.is_official for info in known.benchmarks}
+    for benchmark in request.benchmarks:
+        is_official = _info(request, benchmark).is_official
+        if rules.get(benchmark.name, is_official) != is_official:  # the authors' prompt is another question
+            raise ConfigError(
+                f"{request.folder}: {benchmark.name} was evaluated there {'without' if is_official else 'with'} "
+                f"--official, which asks in other words. Choose another folder with --out."
             )
     check_unchanged(request.folder, request.config)
 

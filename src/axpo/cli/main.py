@@ -139,7 +139,7 @@ def _add_eval(command: argparse.ArgumentParser) -> None:
     )
     of.add_argument("--limit", type=int, metavar="N", help="questions a benchmark, evenly spaced")
     of.add_argument("--no-tools", action="store_true", help="offer none")
-    of.add_argument("--official", action="store_true", help="judge by the benchmarks' own rules")
+    of.add_argument("--official", action="store_true", help="ask, read and judge as each benchmark's authors do")
     of.add_argument("--label", metavar="TEXT", help="the row's name in tables; default: the model's")
     of.add_argument("--retry-lost", action="store_true", help="try again what was lost to faults")
 

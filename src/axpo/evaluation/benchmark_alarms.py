@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from axpo.evaluation.letters import binomial_tail
 from axpo.evaluation.scorecard import BenchmarkAlarm, BenchmarkSummary
 
 MAX_SCALED = 0.05
@@ -12,6 +13,11 @@ MAX_LOST = 0.02
 MAX_TRUNCATED = 0.10
 MAX_JUDGE_FAILED = 0.01
 MAX_UNDECIDED = 0.05
+MIN_LETTER_QUESTIONS = 6
+MIN_LETTER_EXCESS = 0.15
+"""A letter dominates when its share lies that far above the expected one, and a binomial test says the same."""
+MAX_LETTER_CHANCE = 0.001
+"""Of the binomial test: the probability of at least as many questions, were the expected share the true one."""
 
 
 def with_alarms(summary: BenchmarkSummary) -> BenchmarkSummary:
@@ -138,6 +144,71 @@ def _check_undecided(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
     )
 
 
+def _check_official(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
+    if not summary.info.leaves_out:
+        return None
+    return BenchmarkAlarm(
+        name="not_all_official",
+        text=f"Prompt format, parsing and judging follow the authors. Not repeated: {summary.info.leaves_out}.",
+        advice="Name these differences next to the score.",
+    )
+
+
+def _check_gold_letter(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
+    table = summary.letters
+    if table is None:
+        return None
+    counts = [(count.letter, count.num_gold, count.num_gold_expected) for count in table.letters]
+    found = _find_dominant(counts, table.num_questions)
+    if found is None:
+        return None
+    letter, share, expected = found
+    return BenchmarkAlarm(
+        name="one_gold_letter",
+        text=f"{letter} is the right option in {_percent(share)} of {table.num_questions} multiple-choice questions; "
+        f"with shuffled options it would be in {_percent(expected)}. A model that always answers {letter} scores that.",
+        advice="Use data whose options are shuffled, or compare with the score of that constant answer.",
+    )
+
+
+def _check_answer_letter(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
+    table = summary.letters
+    if table is None:
+        return None
+    total = table.num_answered + len(table.letters)  # one more question per letter: no share is taken for 0 or 1
+    counts = [
+        (count.letter, count.num_answered, table.num_answered * (count.num_answered_expected + 1) / total)
+        for count in table.letters
+    ]
+    found = _find_dominant(counts, table.num_answered)
+    if found is None:
+        return None
+    letter, share, _ = found
+    right = next(count.num_answered_expected for count in table.letters if count.letter == letter)
+    return BenchmarkAlarm(
+        name="one_answer_letter",
+        text=f"The model answers {letter} in {_percent(share)} of {table.num_answered} multiple-choice questions; "
+        f"it is right in {_percent(right / table.num_answered)} of them.",
+        advice="Read a few rollouts: a model that sees no image, or misreads the format, often repeats one letter.",
+    )
+
+
+def _find_dominant(counts: Sequence[tuple[str, float, float]], num_questions: int) -> tuple[str, float, float] | None:
+    """The letter whose count lies furthest above the expected one, its share and the expected share.
+
+    None where no count is surprising by the binomial test, or none by `MIN_LETTER_EXCESS`.
+    """
+    if num_questions < MIN_LETTER_QUESTIONS:
+        return None
+    letter, count, expected = max(counts, key=lambda entry: entry[1] - entry[2])
+    share, expected_share = count / num_questions, expected / num_questions
+    if share - expected_share < MIN_LETTER_EXCESS:
+        return None
+    if binomial_tail(count, num_questions, expected_share) > MAX_LETTER_CHANCE:
+        return None
+    return letter, share, expected_share
+
+
 def _check_verdicts(
     summary: BenchmarkSummary, count: int, limit: float, *, name: str, text: str, advice: str
 ) -> BenchmarkAlarm | None:
@@ -159,4 +230,7 @@ _RULES: tuple[Callable[[BenchmarkSummary], BenchmarkAlarm | None], ...] = (
     _check_unused,
     _check_judge_failures,
     _check_undecided,
+    _check_official,
+    _check_gold_letter,
+    _check_answer_letter,
 )

@@ -30,7 +30,9 @@ class BenchmarkInfo:
     expected_size: int | None = None
     """Questions of the preset as published."""
     is_official: bool = False
-    """Judged last by the authors' own rules."""
+    """Asked for and judged by the authors' own rules."""
+    leaves_out: str = ""
+    """What such an evaluation does not repeat of the authors' own."""
     judge: str = ""
     """Model that judged last; empty: none."""
 
@@ -114,6 +116,32 @@ class PixelCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LetterCount:
+    """One option letter in the multiple-choice questions. Numbers of independent questions: clusters count once."""
+
+    letter: str
+    num_gold: float
+    """Questions in which it is right."""
+    num_gold_expected: float
+    """The same if every option were right equally often."""
+    num_answered: float
+    """Questions that the model answers with it; of several samples, the share that does."""
+    num_answered_expected: float
+    """Of the questions answered with a letter, those in which it is right: so often a right model answers with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterTable:
+    """How often each option letter is right, and how often the model answers with it."""
+
+    num_questions: int
+    """Independent multiple-choice questions."""
+    num_answered: int
+    """Of them, those with a sample that names an option."""
+    letters: tuple[LetterCount, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """What a benchmark cost in all."""
 
@@ -182,6 +210,8 @@ class BenchmarkSummary:
     """None where every question stands alone."""
     pixels: PixelCheck | None
     """None when nothing is known."""
+    letters: LetterTable | None
+    """None where no question is multiple choice."""
     alarms: tuple[BenchmarkAlarm, ...]
     questions: tuple[QuestionResult, ...]
 

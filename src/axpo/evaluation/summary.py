@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from axpo.evaluation.benchmark_alarms import with_alarms
 from axpo.evaluation.breakdowns import break_down, find_variants, rotate
 from axpo.evaluation.draws import Ratio, resample
+from axpo.evaluation.letters import count_letters
 from axpo.evaluation.records import JudgedRollout
 from axpo.evaluation.scorecard import (
     BenchmarkInfo,
@@ -102,6 +103,7 @@ def summarize(
         rotations=rotate(questions, seed=seed),
         variants=find_variants(questions, seed=seed),
         pixels=_check_pixels(questions, seed=seed),
+        letters=count_letters(questions),
         alarms=(),
         questions=tuple(question.result for question in questions),
     )

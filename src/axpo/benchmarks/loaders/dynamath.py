@@ -5,7 +5,7 @@ Read are the repository's trials (`trial1/dataset.json` and its `image/`) and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from axpo.benchmarks.benchmark import Preset, even_slice
@@ -16,6 +16,7 @@ from axpo.benchmarks.loaders.prompts import (
     ANSWER_BOXED,
     ANSWER_DECIMAL,
     ANSWER_LETTER,
+    OFFICIAL_JSON,
     inline_options,
     picture_first,
     user_message,
@@ -29,22 +30,30 @@ from axpo.types import Problem
 NAME = "dynamath"
 _NUM_VARIANTS = 10
 _INSTRUCTIONS = {"float": ANSWER_DECIMAL, "multiple choice": ANSWER_LETTER, "text": ANSWER_BOXED}
+_OFFICIAL_INSTRUCTIONS = {
+    "float": OFFICIAL_JSON + "The short answer is a floating-point number with three decimals.",
+    "multiple choice": OFFICIAL_JSON + "The short answer is the letter of the right option.",
+    "text": OFFICIAL_JSON + "The short answer is as concise as possible.",
+}
 
 
-def load(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
+def load(
+    folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
+) -> tuple[Problem, ...]:
     """See `axpo.benchmarks.benchmark.Load`. Preset `axpo` is variant 1, `full` every variant that is there."""
     tables = _open(folder, preset)
     rows = [(variant, record) for variant, table in tables.items() for record in table.rows()]
     kept = [rows[index] for index in even_slice(len(rows), limit)]
-    return unique(_build_all(tables, kept, PictureShelf(store)))
+    instructions = _OFFICIAL_INSTRUCTIONS if is_official else _INSTRUCTIONS
+    return unique(_build_all(tables, kept, PictureShelf(store), instructions))
 
 
 def _build_all(
-    tables: dict[int, Table], kept: list[tuple[int, Record]], shelf: PictureShelf
+    tables: dict[int, Table], kept: list[tuple[int, Record]], shelf: PictureShelf, instructions: Mapping[str, str]
 ) -> Iterator[tuple[Place, Problem]]:
     for variant, table in tables.items():
         for record in table.with_pictures([record for number, record in kept if number == variant]):
-            yield record.place, _build(record, variant, shelf)
+            yield record.place, _build(record, variant, shelf, instructions)
 
 
 def _open(folder: Path, preset: Preset) -> dict[int, Table]:
@@ -73,13 +82,13 @@ def _table(files: tuple[Path, ...]) -> Table:
     return Table(files, required=required, optional=("knowledge_level", "level"), pictures=("decoded_image",))
 
 
-def _build(record: Record, variant: int, shelf: PictureShelf) -> Problem:
+def _build(record: Record, variant: int, shelf: PictureShelf, instructions: Mapping[str, str]) -> Problem:
     is_trial = record.place.path.suffix == ".json"
     seed = record.text("key" if is_trial else "id")
     question, kind = record.text("question"), record.text("answer_type")
-    if kind not in _INSTRUCTIONS:
+    if kind not in instructions:
         raise record.place.at("answer_type").error(
-            f"expected one of {', '.join(_INSTRUCTIONS)}", got=kind, fix="Copy the published file again."
+            f"expected one of {', '.join(instructions)}", got=kind, fix="Copy the published file again."
         )
     if is_trial:
         roots = (record.place.path.parent,)
@@ -89,7 +98,7 @@ def _build(record: Record, variant: int, shelf: PictureShelf) -> Problem:
     return build_problem(
         benchmark=NAME,
         problem_id=f"{seed}-v{variant}",
-        message=user_message(picture_first(question, picture), instruction=_INSTRUCTIONS[kind]),
+        message=user_message(picture_first(question, picture), instruction=instructions[kind]),
         answer=record.text("answer" if is_trial else "ground_truth"),
         categories={
             "subject": record.text("subject"),

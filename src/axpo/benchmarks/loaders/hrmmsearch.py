@@ -12,22 +12,25 @@ from axpo.benchmarks.benchmark import Preset
 from axpo.benchmarks.containers import Record, Table
 from axpo.benchmarks.layouts import BARE_ARROW, find_files, missing_files, split_patterns
 from axpo.benchmarks.loaders.assembly import build_problem, keep_evenly, unique
-from axpo.benchmarks.loaders.prompts import ANSWER_SHORT, picture_first, user_message
+from axpo.benchmarks.loaders.prompts import ANSWER_SHORT, OFFICIAL_TAG, picture_first, user_message
 from axpo.benchmarks.pictures import PictureShelf
 from axpo.images import ContentImageStore
 from axpo.tasks.fields import Row
-from axpo.types import ImageRef, JsonValue, Problem
+from axpo.types import JsonValue, Message, Problem
 
 NAME = "hrmmsearch"
 
 
-def load(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
+def load(
+    folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
+) -> tuple[Problem, ...]:
     """See `axpo.benchmarks.benchmark.Load`. Both presets are all questions."""
     table = _open(folder)
     kept = keep_evenly(list(table.rows()), limit)
     shelf = PictureShelf(store)
     build = _build_jsonl if table.files[0].suffix == ".jsonl" else _build
-    return unique((record.place, build(record, shelf)) for record in table.with_pictures(kept))
+    instruction = OFFICIAL_TAG if is_official else ANSWER_SHORT
+    return unique((record.place, build(record, shelf, instruction)) for record in table.with_pictures(kept))
 
 
 def _open(folder: Path) -> Table:
@@ -42,12 +45,13 @@ def _open(folder: Path) -> Table:
     return Table(files, required=required, pictures=("query_image",))
 
 
-def _build(record: Record, shelf: PictureShelf) -> Problem:
+def _build(record: Record, shelf: PictureShelf, instruction: str) -> Problem:
     picture = shelf.add_cell(record.fields.get("query_image"), record.place.at("query_image"))
-    return _problem(record, record.text("sample_id"), record.text("query"), picture, record.texts("ground_truth"))
+    message = user_message(picture_first(record.text("query"), picture), instruction=instruction)
+    return _problem(record, record.text("sample_id"), message, record.texts("ground_truth"))
 
 
-def _build_jsonl(record: Record, shelf: PictureShelf) -> Problem:
+def _build_jsonl(record: Record, shelf: PictureShelf, instruction: str) -> Problem:
     place = record.place
     paths = record.texts("image")
     if len(paths) != 1:
@@ -57,7 +61,8 @@ def _build_jsonl(record: Record, shelf: PictureShelf) -> Problem:
     golds = cast("Row", reward).get("ground_truth") if isinstance(reward, dict) else None
     answers = tuple(str(gold) for gold in cast("list[JsonValue]", golds)) if isinstance(golds, list) else ()
     problem_id = record.maybe_text("sample_id") or str(record.position)
-    return _problem(record, problem_id, _last_user_text(record), picture, answers)
+    message = user_message(picture_first(_last_user_text(record), picture), instruction=instruction)
+    return _problem(record, problem_id, message, answers)
 
 
 def _last_user_text(record: Record) -> str:
@@ -72,14 +77,14 @@ def _last_user_text(record: Record) -> str:
     return texts[-1]
 
 
-def _problem(record: Record, problem_id: str, query: str, picture: ImageRef, answers: tuple[str, ...]) -> Problem:
+def _problem(record: Record, problem_id: str, message: Message, answers: tuple[str, ...]) -> Problem:
     if not answers:
         raise record.place.error("expected a ground truth", got=record.fields.get("ground_truth"), fix="Add one.")
     labels = {name: record.maybe_text(name) for name in ("category", "difficulty")}
     return build_problem(
         benchmark=NAME,
         problem_id=problem_id,
-        message=user_message(picture_first(query, picture), instruction=ANSWER_SHORT),
+        message=message,
         answer=answers[0],
         categories={name: label for name, label in labels.items() if label is not None},
         aliases=answers[1:],

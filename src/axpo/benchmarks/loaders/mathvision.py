@@ -16,6 +16,7 @@ from axpo.benchmarks.loaders.assembly import build_problem, keep_evenly, unique
 from axpo.benchmarks.loaders.prompts import (
     ANSWER_BOXED,
     ANSWER_LETTER,
+    OFFICIAL_BOXED,
     one_picture,
     strip_placeholders,
     user_message,
@@ -31,12 +32,16 @@ _TSV_NAMES: dict[Preset, str] = {"axpo": "MathVision_MINI.tsv", "full": "MathVis
 _LETTERS = ("A", "B", "C", "D", "E")
 
 
-def load(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
+def load(
+    folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
+) -> tuple[Problem, ...]:
     """See `axpo.benchmarks.benchmark.Load`. Preset `axpo` is testmini, `full` the test set."""
     table = _open(folder, preset)
     kept = keep_evenly(list(table.rows()), limit)
     shelf = PictureShelf(store)
-    return unique((record.place, _build(record, shelf, folder)) for record in table.with_pictures(kept))
+    return unique(
+        (record.place, _build(record, shelf, folder, is_official=is_official)) for record in table.with_pictures(kept)
+    )
 
 
 def _open(folder: Path, preset: Preset) -> Table:
@@ -54,7 +59,7 @@ def _open(folder: Path, preset: Preset) -> Table:
     return Table(files, required=required, pictures=("decoded_image",))
 
 
-def _build(record: Record, shelf: PictureShelf, folder: Path) -> Problem:
+def _build(record: Record, shelf: PictureShelf, folder: Path, *, is_official: bool) -> Problem:
     options = record.all_texts("options" if "options" in record.fields else "choices")
     choices = _choices(options)
     has_texts = choices != _LETTERS[: len(choices)]
@@ -63,7 +68,7 @@ def _build(record: Record, shelf: PictureShelf, folder: Path) -> Problem:
     message = user_message(
         one_picture(record.text("question"), _picture(record, shelf, folder)),
         options=choices if has_texts else (),
-        instruction=ANSWER_LETTER if options else ANSWER_BOXED,
+        instruction=OFFICIAL_BOXED if is_official else ANSWER_LETTER if options else ANSWER_BOXED,
     )
     return build_problem(
         benchmark=NAME,

@@ -12,7 +12,13 @@ from axpo.benchmarks.benchmark import Preset
 from axpo.benchmarks.containers import Record, Table
 from axpo.benchmarks.layouts import BARE_ARROW, find_files, missing_files, split_patterns
 from axpo.benchmarks.loaders.assembly import build_problem, keep_evenly, unique
-from axpo.benchmarks.loaders.prompts import ANSWER_PARTS, mentioned_pictures, numbered_pictures, user_message
+from axpo.benchmarks.loaders.prompts import (
+    ANSWER_PARTS,
+    NO_INSTRUCTION,
+    mentioned_pictures,
+    numbered_pictures,
+    user_message,
+)
 from axpo.benchmarks.pictures import PictureShelf
 from axpo.images import ContentImageStore
 from axpo.types import ImageRef, Problem
@@ -30,7 +36,9 @@ _REQUIRED = (
 )
 
 
-def load(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
+def load(
+    folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
+) -> tuple[Problem, ...]:
     """See `axpo.benchmarks.benchmark.Load`. Both presets are all questions."""
     patterns = (*split_patterns("test"), BARE_ARROW)
     files = find_files(folder, patterns)
@@ -38,11 +46,11 @@ def load(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int |
         raise missing_files(folder, "Math-VR test set", patterns)
     table = Table(files, required=(*_REQUIRED, "image1"), optional=("id", *_PICTURES[1:]), pictures=_PICTURES)
     kept = keep_evenly(list(table.rows()), limit)
-    shelf = PictureShelf(store)
-    return unique((record.place, _build(record, shelf)) for record in table.with_pictures(kept))
+    shelf, instruction = PictureShelf(store), NO_INSTRUCTION if is_official else ANSWER_PARTS
+    return unique((record.place, _build(record, shelf, instruction)) for record in table.with_pictures(kept))
 
 
-def _build(record: Record, shelf: PictureShelf) -> Problem:
+def _build(record: Record, shelf: PictureShelf, instruction: str) -> Problem:
     question = record.text("question")
     pictures = {number: _picture(record, number, shelf) for number in mentioned_pictures(question)}
     num_answers = record.integer("number_of_answers")
@@ -52,7 +60,7 @@ def _build(record: Record, shelf: PictureShelf) -> Problem:
     return build_problem(
         benchmark=NAME,
         problem_id=record.maybe_text("id") or str(record.position),
-        message=user_message(numbered_pictures(question, pictures), instruction=ANSWER_PARTS),
+        message=user_message(numbered_pictures(question, pictures), instruction=instruction),
         answer="; ".join(answers),
         categories={"category": record.text("category")},
         scorer_data={

@@ -14,15 +14,31 @@ ANSWER_DECIMAL = "Give the final answer as a decimal number with at least three 
 ANSWER_PARTS = "Give the final answer to every part of the question, in order, inside one \\boxed{}."
 ANSWER_SHORT = "Give the final answer, as short as possible, between <answer> and </answer>."
 
+OFFICIAL_BOXED = (
+    "Solve the problem step by step and put the answer in one \\boxed{}, of several options only the letter."
+)
+OFFICIAL_JSON = (
+    "Reply with one JSON object that has two keys and with nothing else:\n"
+    '{"solution": "<the steps of the solution>", "short answer": "<the answer alone>"}\n'
+)
+OFFICIAL_CHOICE = "Select the right answer from the options above."
+OFFICIAL_LETTER = "Answer with the option's letter from the given choices directly."
+"""The sentence that ends each question in the published file of V*."""
+OFFICIAL_TAG = "When you are sure of the final answer, put it between <answer> and </answer>."
+OFFICIAL_WORDS = "Answer with a few words and with nothing else."
+NO_INSTRUCTION = ""
+
 _PLACEHOLDER = re.compile(r"<image ?(\d{0,2})>")
 _OPTION_LINE = re.compile(r"\(?([A-Z])[).:][ \t]+(\S.*)")
 _MARK = re.compile(r"\(([A-H])\)")
 
 
 def user_message(blocks: Sequence[Content], *, options: Sequence[str] = (), instruction: str) -> Message:
-    """The question's blocks, then its options as lines `(A) ...`, then how to answer."""
+    """The question's blocks, then its options as lines `(A) ...`, then how to answer, unless that is empty."""
     lines = [f"({letter}) {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
-    ending = "\n".join([*lines, instruction])
+    ending = "\n".join([*lines, instruction] if instruction else lines)
+    if not ending:
+        return Message(role="user", content=tuple(blocks))
     if blocks and blocks[-1].text is not None:
         return Message(role="user", content=(*blocks[:-1], Content(text=f"{blocks[-1].text}\n{ending}")))
     gap = "\n" if any(block.text is not None for block in blocks) else ""

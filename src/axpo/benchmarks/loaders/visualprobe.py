@@ -12,7 +12,7 @@ from axpo.benchmarks.benchmark import Preset, even_slice
 from axpo.benchmarks.containers import Record, Table
 from axpo.benchmarks.layouts import find_files, missing_files
 from axpo.benchmarks.loaders.assembly import build_problem, unique
-from axpo.benchmarks.loaders.prompts import ANSWER_SHORT, picture_first, user_message
+from axpo.benchmarks.loaders.prompts import ANSWER_SHORT, OFFICIAL_TAG, picture_first, user_message
 from axpo.benchmarks.pictures import PictureShelf
 from axpo.images import ContentImageStore
 from axpo.tasks.fields import Place
@@ -23,11 +23,13 @@ _LEVELS: dict[Preset, tuple[str, ...]] = {"axpo": ("hard",), "full": ("hard", "m
 _COLUMNS = ("doc_id", "problem", "solution", "images", "data_source")
 
 
-def load(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
+def load(
+    folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
+) -> tuple[Problem, ...]:
     """See `axpo.benchmarks.benchmark.Load`. Preset `axpo` is the hard level, `full` all three."""
     rows = [(level, record) for level in _LEVELS[preset] for record in _read_level(folder, level, preset)]
-    shelf = PictureShelf(store)
-    return unique(_build_all([rows[index] for index in even_slice(len(rows), limit)], shelf))
+    shelf, instruction = PictureShelf(store), OFFICIAL_TAG if is_official else ANSWER_SHORT
+    return unique(_build_all([rows[index] for index in even_slice(len(rows), limit)], shelf, instruction))
 
 
 def _read_level(folder: Path, level: str, preset: Preset) -> list[Record]:
@@ -40,16 +42,18 @@ def _read_level(folder: Path, level: str, preset: Preset) -> list[Record]:
     return records
 
 
-def _build_all(rows: list[tuple[str, Record]], shelf: PictureShelf) -> Iterator[tuple[Place, Problem]]:
+def _build_all(
+    rows: list[tuple[str, Record]], shelf: PictureShelf, instruction: str
+) -> Iterator[tuple[Place, Problem]]:
     for level, record in rows:
-        yield record.place, _build(record, level, shelf)
+        yield record.place, _build(record, level, shelf, instruction)
 
 
-def _build(record: Record, level: str, shelf: PictureShelf) -> Problem:
+def _build(record: Record, level: str, shelf: PictureShelf, instruction: str) -> Problem:
     return build_problem(
         benchmark=NAME,
         problem_id=f"{level}-{record.text('doc_id')}",
-        message=user_message(picture_first(record.text("problem"), _picture(record, shelf)), instruction=ANSWER_SHORT),
+        message=user_message(picture_first(record.text("problem"), _picture(record, shelf)), instruction=instruction),
         answer=record.text("solution"),
         categories={"difficulty": level},
     )

@@ -12,7 +12,7 @@ from axpo.benchmarks.benchmark import Preset
 from axpo.benchmarks.containers import Record, Table
 from axpo.benchmarks.layouts import BARE_ARROW, find_files, missing_files, split_patterns
 from axpo.benchmarks.loaders.assembly import build_problem, gold_letter, keep_evenly, unique
-from axpo.benchmarks.loaders.prompts import ANSWER_LETTER, picture_first, split_options, user_message
+from axpo.benchmarks.loaders.prompts import ANSWER_LETTER, OFFICIAL_LETTER, picture_first, split_options, user_message
 from axpo.benchmarks.pictures import PictureShelf
 from axpo.errors import DataError
 from axpo.images import ContentImageStore
@@ -25,12 +25,14 @@ _ORIGINAL = ("direct_attributes/*.json", "relative_position/*.json")
 _LETTERS = ("A", "B", "C", "D")
 
 
-def load(folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
+def load(
+    folder: Path, *, preset: Preset, store: ContentImageStore, limit: int | None, is_official: bool = False
+) -> tuple[Problem, ...]:
     """See `axpo.benchmarks.benchmark.Load`. Both presets are all 191 questions."""
     table = _open(folder)
     kept = keep_evenly(list(table.rows()), limit)
-    shelf = PictureShelf(store)
-    return unique((record.place, _build(record, shelf)) for record in table.with_pictures(kept))
+    shelf, instruction = PictureShelf(store), OFFICIAL_LETTER if is_official else ANSWER_LETTER
+    return unique((record.place, _build(record, shelf, instruction)) for record in table.with_pictures(kept))
 
 
 def _open(folder: Path) -> Table:
@@ -53,7 +55,7 @@ def _open(folder: Path) -> Table:
     return Table(files, required=columns, pictures=("image",))
 
 
-def _build(record: Record, shelf: PictureShelf) -> Problem:
+def _build(record: Record, shelf: PictureShelf, instruction: str) -> Problem:
     is_tsv = record.place.path.suffix == ".tsv"
     if is_tsv:
         question = record.text("question")
@@ -70,7 +72,7 @@ def _build(record: Record, shelf: PictureShelf) -> Problem:
         benchmark=NAME,
         problem_id=f"{category}-{record.text('index' if is_tsv else 'question_id')}",
         message=user_message(
-            picture_first(question, _picture(record, shelf)), options=choices, instruction=ANSWER_LETTER
+            picture_first(question, _picture(record, shelf)), options=choices, instruction=instruction
         ),
         answer=gold_letter(record, "answer" if is_tsv else "label", choices),
         categories={"category": category},

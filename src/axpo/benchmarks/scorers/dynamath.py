@@ -14,17 +14,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, cast
 
 from axpo.benchmarks.scorers.dates import calendar_name, parse_date, parse_time
-from axpo.benchmarks.scorers.latex_value import Value, latex_value
+from axpo.benchmarks.scorers.latex_value import Value
 from axpo.benchmarks.scorers.mathvision import asks_for_percentage
 from axpo.benchmarks.scorers.tuples import is_equal_tuple, split_tuple
+from axpo.benchmarks.scorers.values import NOISE, TEXT_COMMAND, read_value
 from axpo.dialogue import Verdict
 from axpo.rewards.answers import extract_answer, last_box
-from axpo.rewards.choice import read_letter
-from axpo.rewards.math import MAX_ANSWER_CHARS, parse_number
+from axpo.rewards.choice import extract_choice, read_letter
+from axpo.rewards.math import MAX_ANSWER_CHARS
 from axpo.rewards.text import normalize_text
 from axpo.types import Problem
 
@@ -35,14 +37,6 @@ MAX_OPTION_LETTER = "F"
 _JSON_ANSWER = re.compile(r"""\s*:\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",}\]]+))""")
 _KEY = '"short answer"'
 _OPTION = re.compile(r"\(([A-H])\)\s*")
-_NOISE = re.compile(r"\\?\$|\\[()\[\],;! ]|\\(?:left|right|displaystyle)(?![a-z])|[*`~]|[£€]")
-_APPROXIMATELY = re.compile(r"^(?:approximately|approx\.?|about|around|roughly|[≈~]|\\approx)\s*", re.IGNORECASE)
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}")
-_UNIT = re.compile(r"(?<=[0-9}iπ!)])\s*(?:\^?\{?\\circ\}?|°|(?<![A-Za-z])[A-Za-z][A-Za-z\s./]*(?:\^\{?[23]\}?|[²³])?)$")
-_MIXED = re.compile(r"(?<![0-9.}])([0-9]+)\s*(\\[dt]?frac\{[0-9]+\}\{[0-9]+\})")
-_BARE_FRACTION = re.compile(r"\\[dt]?frac([0-9])([0-9])")
-_PLAIN_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])|π", re.IGNORECASE)
-_PLAIN_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt\s?\(([^()]*)\)|√\s?\(([^()]*)\)|√\s?([0-9]+)|\\sqrt\s?([0-9])")
 _LINE = re.compile(r"([xyz])\s?=\s?([^=]+)")
 _NODE = re.compile(r"^(?:the\s)?(?:node|vertex|edge)\s", re.IGNORECASE)
 _LETTERS = re.compile(r"[A-Z]{1,2}")
@@ -50,17 +44,22 @@ _LETTERS = re.compile(r"[A-Z]{1,2}")
 
 def score(problem: Problem, final_text: str) -> Verdict:
     """The verdict on a final text."""
-    answer, extraction = _extract(final_text)
+    is_choice = problem.metadata.get("answer_type") == "multiple choice"
+    answer, extraction = _extract(final_text, extract_choice if is_choice else extract_answer)
     if answer is None:
         return Verdict(is_correct=False, rule="no_answer", extraction=extraction)
-    rule = _match(problem, answer) if len(answer) <= MAX_ANSWER_CHARS else None
-    return Verdict(
-        is_correct=rule is not None, rule=rule or "wrong", answer=answer[:MAX_ANSWER_CHARS], extraction=extraction
-    )
+    letter, rule = None, None
+    if len(answer) <= MAX_ANSWER_CHARS and is_choice:
+        letter, choice_rule = _named_option(problem, answer)
+        rule = choice_rule if letter == problem.answer.strip() else None
+    elif len(answer) <= MAX_ANSWER_CHARS:
+        rule = _match(problem, answer)
+    is_correct, answer = rule is not None, answer[:MAX_ANSWER_CHARS]
+    return Verdict(is_correct=is_correct, rule=rule or "wrong", answer=answer, extraction=extraction, letter=letter)
 
 
-def _extract(text: str) -> tuple[str | None, str]:
-    answer, rule = extract_answer(text)
+def _extract(text: str, extract: Callable[[str], tuple[str | None, str]]) -> tuple[str | None, str]:
+    answer, rule = extract(text)
     if answer is None:
         return None, rule
     source = answer if rule == "answer_tag" else text.rpartition("</think>")[2]
@@ -91,61 +90,20 @@ def _match(problem: Problem, answer: str) -> str | None:
         is_percentage = asks_for_percentage(problem)
         gold, value = read_value(problem.answer), read_value(answer, drops_percent=is_percentage)
         return "float" if gold is not None and value is not None and _is_near(gold, value) else None
-    if kind == "multiple choice":
-        return _match_letter(problem, answer)
     return _match_text(problem.answer.strip(), answer)
-
-
-# -- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def read_value(text: str, *, drops_percent: bool = False) -> Value | None:
-    r"""The number that an answer is: decimal, fraction, root, multiple of pi; a name before and a unit behind it go.
-
-    >>> read_value("x = 3.5 cm"), read_value("1,250"), read_value("2 \\frac{1}{2}"), read_value("12 or 13")
-    (Fraction(7, 2), Fraction(1250, 1), Fraction(5, 2), None)
-    >>> round(float(read_value("2pi/3") or 0), 4)
-    2.0944
-    """
-    if len(text) > MAX_ANSWER_CHARS:
-        return None
-    text = _TEXT_COMMAND.sub(r" \1", _NOISE.sub("", text).replace("−", "-").replace("{,}", ","))
-    text = re.split(r"=|≈|\\approx", text)[-1].strip()
-    text = _APPROXIMATELY.sub("", text).rstrip(". ")
-    if ":" in text or text.count("/") > 1:  # a time, a ratio, a date
-        return None
-    if drops_percent:
-        text = text.removesuffix("%").rstrip("\\ ")
-    for candidate in (text, _UNIT.sub("", text)):
-        number = parse_number(candidate)
-        value = latex_value(_spell_out(candidate), is_whole=True) if number is None else number
-        if value is not None:
-            return value
-    return None
-
-
-def _spell_out(text: str) -> str:
-    text = _BARE_FRACTION.sub(r"\\frac{\1}{\2}", _PLAIN_PI.sub(r"\\pi ", text))
-    text = _PLAIN_ROOT.sub(lambda match: f"\\sqrt{{{next(part for part in match.groups() if part)}}}", text)
-    return _MIXED.sub(r"(\1+\2)", text).replace("**", "^").replace("×", "*").replace("·", "*")
-
-
-def _is_near(gold: Value, value: Value) -> bool:
-    if isinstance(gold, Fraction) and isinstance(value, Fraction):
-        return abs(gold - value) <= TOLERANCE
-    return abs(float(gold) - float(value)) <= float(TOLERANCE) + 1e-12
 
 
 # -- letters ----------------------------------------------------------------------------------------------------------
 
 
-def _match_letter(problem: Problem, answer: str) -> str | None:
-    gold = problem.answer.strip()
+def _named_option(problem: Problem, answer: str) -> tuple[str | None, str | None]:
+    """The option that an answer names, by its letter or by its text, and which of both."""
     options = read_options("\n".join(message.text for message in problem.messages))
-    letter = read_letter(answer)
-    if letter is not None and letter <= max(MAX_OPTION_LETTER, gold):
-        return "letter" if letter == gold else None
-    return "option_text" if options and read_letter(answer, options) == gold else None
+    by_letter, by_text = read_letter(answer), read_letter(answer, options) if options else None
+    if by_letter is None or by_letter > max(MAX_OPTION_LETTER, problem.answer.strip()):
+        return by_text, "option_text"
+    is_contradiction = options and by_text is None and by_letter <= "ABCDEFGH"[len(options) - 1]
+    return (None, None) if is_contradiction else (by_letter, "letter")
 
 
 def read_options(question: str) -> tuple[str, ...]:
@@ -170,7 +128,7 @@ def read_options(question: str) -> tuple[str, ...]:
 
 
 def _match_text(gold: str, answer: str) -> str | None:
-    answer = _TEXT_COMMAND.sub(r"\1", answer.strip().strip("$").strip())
+    answer = TEXT_COMMAND.sub(r"\1", answer.strip().strip("$").strip())
     for rule, parse in (("time", parse_time), ("date", parse_date), ("calendar", calendar_name)):
         wanted = parse(gold)
         if wanted is not None:
@@ -187,13 +145,19 @@ def _match_text(gold: str, answer: str) -> str | None:
     return "text" if normalize_text(answer) == normalize_text(gold) else None
 
 
+def _is_near(gold: Value, value: Value) -> bool:
+    if isinstance(gold, Fraction) and isinstance(value, Fraction):
+        return abs(gold - value) <= TOLERANCE
+    return abs(float(gold) - float(value)) <= float(TOLERANCE) + 1e-12
+
+
 def _is_equal_value(gold: str, answer: str) -> bool:
     wanted, value = read_value(gold), read_value(answer)
     return wanted is not None and value is not None and _is_near(wanted, value)
 
 
 def _is_line(gold: re.Match[str], answer: str) -> bool:
-    match = _LINE.fullmatch(_NOISE.sub("", answer).strip().rstrip(".").lower())
+    match = _LINE.fullmatch(NOISE.sub("", answer).strip().rstrip(".").lower())
     return match is not None and match[1] == gold[1] and _is_equal_value(gold[2], match[2])
 
 
@@ -211,7 +175,9 @@ def score_official(problem: Problem, final_text: str) -> Verdict:
     judge = {"float": _judge_float, "multiple choice": _judge_letter}.get(kind, _judge_text)
     is_correct = judge(problem.answer, answer)
     rule = kind if is_correct else "wrong"
-    return Verdict(is_correct=is_correct, rule=rule, answer=answer[:MAX_ANSWER_CHARS], extraction=extraction)
+    letter = read_letter(answer) if judge is _judge_letter else None
+    answer = answer[:MAX_ANSWER_CHARS]
+    return Verdict(is_correct=is_correct, rule=rule, answer=answer, extraction=extraction, letter=letter)
 
 
 def extract_official(reply: str) -> tuple[str, str]:

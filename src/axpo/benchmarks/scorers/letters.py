@@ -6,8 +6,7 @@ import re
 
 from axpo.benchmarks.scorers.reading import MAX_ANSWER_CHARS, no_answer, undecided
 from axpo.dialogue import Verdict
-from axpo.rewards.answers import extract_answer
-from axpo.rewards.choice import read_letter
+from axpo.rewards.choice import extract_choice, read_letter
 from axpo.types import Problem
 
 _STATEMENT = re.compile(r"\b(?:answer|option|choice)\s?(?:is\b|:)[\s:*]{0,4}", re.IGNORECASE)
@@ -19,7 +18,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
     Rules: `letter`, `option_text`, `no_such_option` (a letter beyond the options), `no_answer`; else `undecided`.
     """
     choices = option_texts(problem)
-    answer, extraction = extract_answer(final_text)
+    answer, extraction = extract_choice(final_text, choices)
     if answer is None:
         return no_answer(extraction)
     letter = _letter(answer, choices)
@@ -33,7 +32,7 @@ def score(problem: Problem, final_text: str) -> Verdict:
 
 def score_vstar_official(problem: Problem, final_text: str) -> Verdict:
     """The letter alone, whatever the number of options; anything else is wrong. Rules: `letter`, `no_letter`."""
-    answer, extraction = extract_answer(final_text)
+    answer, extraction = extract_choice(final_text)
     if answer is None:
         return no_answer(extraction)
     letter = _letter(answer, ())
@@ -47,10 +46,10 @@ def score_hrbench_official(problem: Problem, final_text: str) -> Verdict:
 
     Rules: `letter`, `option_text`, `no_answer`; else `undecided`.
     """
-    answer, extraction = extract_answer(final_text)
+    choices = option_texts(problem)
+    answer, extraction = extract_choice(final_text, choices)
     if answer is None:
         return no_answer(extraction)
-    choices = option_texts(problem)
     letter = _letter(answer, choices) or _contained_option(answer, choices)
     if letter is None:
         return undecided(answer, extraction)
@@ -69,7 +68,7 @@ def gold_letter(problem: Problem) -> str:
 
 def _decided(problem: Problem, letter: str, rule: str, answer: str, extraction: str) -> Verdict:
     is_correct = letter == gold_letter(problem)
-    return Verdict(is_correct=is_correct, rule=rule, answer=answer, extraction=extraction)
+    return Verdict(is_correct=is_correct, rule=rule, answer=answer, extraction=extraction, letter=letter)
 
 
 def _letter(answer: str, choices: tuple[str, ...]) -> str | None:

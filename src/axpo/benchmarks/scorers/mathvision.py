@@ -12,17 +12,24 @@ from __future__ import annotations
 
 import re
 
+from axpo.benchmarks.scorers.latex_value import Value
 from axpo.benchmarks.scorers.mathvision_official import gold_option
 from axpo.benchmarks.scorers.tuples import is_equal_tuple, split_tuple
+from axpo.benchmarks.scorers.values import read_value
 from axpo.dialogue import Verdict
 from axpo.rewards.answers import extract_answer, last_box
-from axpo.rewards.choice import read_letter
+from axpo.rewards.choice import differ_clearly, extract_choice, read_letter
 from axpo.rewards.math import MAX_ANSWER_CHARS, is_equal_math, parse_number
 from axpo.types import Problem
 
 MAX_LETTER = "E"
+MAX_UNIT_WORDS = 2
+"""Words behind a number that may be its unit; more of them are an explanation."""
 
 _UNIT_IN_BRACES = re.compile(r"(?<![a-z\\])\{[a-z]+\}$")
+_LETTER_MARK = re.compile(r"\([A-E]\)|(?<![A-Za-z])[A-E](?:[).:]|\s?[-–—]\s)")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z]{2,}")
 _RATIO = re.compile(r"\s*([0-9]+)\s?:\s?([0-9]+)\s*")
 _PERCENT_SIGN = re.compile(r"\s*\\?%[\s.$]*$")
 _MATH_MODE = re.compile(r"\\[()\[\]]|\\boxed\{(?=[^{}]*$)")
@@ -31,15 +38,18 @@ _SQUASHED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}|\\[,;:! 
 
 def score(problem: Problem, final_text: str) -> Verdict:
     """The verdict on a final text. `problem.answer` and `metadata["options"]` are as published."""
-    answer, extraction = extract_answer(final_text)
+    options = tuple(str(option) for option in problem.metadata.get("options") or ())
+    answer, extraction = extract_choice(final_text, options) if options else extract_answer(final_text)
     if answer is None:
         return Verdict(is_correct=False, rule="no_answer", extraction=extraction)
-    rule = None
-    if len(answer) <= MAX_ANSWER_CHARS:
-        rule = _match_option(problem, answer) if problem.metadata.get("options") else _match_value(problem, answer)
-    return Verdict(
-        is_correct=rule is not None, rule=rule or "wrong", answer=answer[:MAX_ANSWER_CHARS], extraction=extraction
-    )
+    letter, rule = None, None
+    if len(answer) <= MAX_ANSWER_CHARS and options:
+        letter, option_rule = _named_option(problem, answer, options)
+        rule = option_rule if letter == problem.answer else None
+    elif len(answer) <= MAX_ANSWER_CHARS:
+        rule = _match_value(problem, answer)
+    is_correct, answer = rule is not None, answer[:MAX_ANSWER_CHARS]
+    return Verdict(is_correct=is_correct, rule=rule or "wrong", answer=answer, extraction=extraction, letter=letter)
 
 
 def asks_for_percentage(problem: Problem) -> bool:
@@ -58,22 +68,39 @@ def clean_gold(gold: str) -> str:
     return _UNIT_IN_BRACES.sub("", gold if box is None else box)
 
 
-def _match_option(problem: Problem, answer: str) -> str | None:
+def _named_option(problem: Problem, answer: str, options: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """The option that an answer names and by what, `letter` or `option_text`; two None where they contradict."""
     answer = _MATH_MODE.sub("", answer).strip()
-    options = tuple(str(option) for option in problem.metadata["options"])
     has_texts = "".join(options) != "ABCDE"  # else the options stand in the picture
     letter = read_letter(answer)
     if letter is not None and letter <= MAX_LETTER and (len(_squash(answer).strip("().:")) == 1 or not has_texts):
-        return "letter" if letter == problem.answer else None
+        return letter, "letter"
     if not has_texts:
-        return None
+        return None, None
     matches = [index for index, option in enumerate(options) if _squash(option) == _squash(answer)]
     if len(matches) == 1:
-        return "option_text" if chr(ord("A") + matches[0]) == problem.answer else None
+        return chr(ord("A") + matches[0]), "option_text"
     named = read_letter(answer, options)
     if named is not None:
-        return ("letter" if letter == named else "option_text") if named == problem.answer else None
-    return "option_text" if _is_gold_alone(problem, answer, options) else None
+        is_headed = letter == named
+        if is_headed and _has_other_value(answer, options[ord(named) - ord("A")]):
+            return None, None
+        return named, "letter" if is_headed else "option_text"
+    return (problem.answer, "option_text") if _is_gold_alone(problem, answer, options) else (None, None)
+
+
+def _has_other_value(answer: str, option: str) -> bool:
+    """True when the text behind an answer's letter is a number, the option's text is another one: (E) 270° for 135°."""
+    rest = _LETTER_MARK.sub("", answer, count=1)
+    if len(_WORD.findall(_COMMAND.sub("", rest))) > MAX_UNIT_WORDS:
+        return False
+    value, wanted = (_signless_value(text) for text in (rest, option))
+    return value is not None and wanted is not None and differ_clearly(value, wanted)
+
+
+def _signless_value(text: str) -> Value | None:
+    """The number that a text is; a percent sign says nothing, because one side may lack it."""
+    return read_value(_RATIO.sub(r"\1/\2", _PERCENT_SIGN.sub("", text.strip("$ "))))
 
 
 def _is_gold_alone(problem: Problem, answer: str, options: tuple[str, ...]) -> bool:

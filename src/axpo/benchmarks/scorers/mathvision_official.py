@@ -66,8 +66,11 @@ def judge_official(problem: Problem, answer: str, extraction: str = "given") -> 
     if rule is None and (text := gold_option(problem)):
         rule = None if _matching_rule(text, answer) is None else "option_text"
     missing = "wrong" if answer else "no_answer"
-    answer = answer[:MAX_ANSWER_CHARS]
-    return Verdict(is_correct=rule is not None, rule=rule or missing, answer=answer or None, extraction=extraction)
+    letter = answer.upper() if problem.metadata.get("options") and answer in tuple(_LETTERS) else None
+    is_correct, answer = rule is not None, answer[:MAX_ANSWER_CHARS]
+    return Verdict(
+        is_correct=is_correct, rule=rule or missing, answer=answer or None, extraction=extraction, letter=letter
+    )
 
 
 def gold_option(problem: Problem) -> str:

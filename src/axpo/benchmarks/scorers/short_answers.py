@@ -6,7 +6,6 @@ import re
 import string
 
 from axpo.benchmarks.scorers.reading import (
-    answer_block,
     block_or_all,
     no_answer,
     same_answer_rule,
@@ -35,12 +34,16 @@ def score(problem: Problem, final_text: str) -> Verdict:
     return undecided(answer, extraction)
 
 
-def score_visualprobe_official(problem: Problem, final_text: str) -> Verdict:
-    """Wrong without an answer block (`no_answer_tag`), or an empty one (`no_answer`); every other one is judged."""
-    block = answer_block(final_text)
-    if block is None:
+def score_visualprobe_official(problem: Problem, text: str) -> Verdict:
+    """The first complete answer block of the thinking and text of all turns, which a judge decides on.
+
+    Wrong without a block (`no_answer_tag`) and with an empty one (`no_answer`).
+    """
+    _, _, rest = text.partition("<answer>")
+    block, closing, _ = rest.partition("</answer>")
+    if not closing:
         return Verdict(is_correct=False, rule="no_answer_tag")
-    return undecided(block, "answer_tag") if block else no_answer("answer_tag")
+    return undecided(block.strip(), "first_answer_tag") if block.strip() else no_answer("first_answer_tag")
 
 
 def score_hrmmsearch_official(problem: Problem, final_text: str) -> Verdict:
