@@ -88,7 +88,7 @@ async def check_endpoint(
         )
     if renderer is not None:
         has_open_thinking |= renderer.has_open_thinking and reply.message.reasoning is None
-        _check_prompt(reply, turn, tools, renderer)
+        _check_prompt(reply, turn, tools, renderer, options.dialect)
     else:
         _check_ending(reply)
         notes.extend(_note_lost_thinking(reply, options, turn))
@@ -144,10 +144,6 @@ class _ToolTurn:
         sampled = renderer.render_conversation((self.question, self.answer), tools)
         return len(sampled.token_ids) + len(renderer.render_tool_results((self.result,)).token_ids)
 
-    def count_without_thinking(self, tools: Sequence[ToolSpec], renderer: QwenRenderer) -> int:
-        messages = [replace(message, reasoning=None) for message in self.messages]
-        return len(renderer.render_prompt(messages, tools).token_ids)
-
 
 async def _ask(make_model: MakeModel, options: WireOptions, request: ChatRequest) -> tuple[ChatReply, bool]:
     """The reply, and True when its content closes thinking that it did not open."""
@@ -175,7 +171,9 @@ def _stopped(fault: EngineFault) -> str:
     return said
 
 
-def _check_prompt(reply: ChatReply, turn: _ToolTurn, tools: Sequence[ToolSpec], renderer: QwenRenderer) -> None:
+def _check_prompt(
+    reply: ChatReply, turn: _ToolTurn, tools: Sequence[ToolSpec], renderer: QwenRenderer, dialect: Dialect
+) -> None:
     """Raise `ConfigError` when the server's prompt is not the one that the checkpoint was trained to read."""
     if reply.usage is None:
         return
@@ -183,8 +181,10 @@ def _check_prompt(reply: ChatReply, turn: _ToolTurn, tools: Sequence[ToolSpec], 
     if found == expected:
         return
     cause = "Its chat template, its image limits (min_pixels, max_pixels) or a default system prompt differ."
-    if found == turn.count_without_thinking(tools, renderer):
+    if found < NUM_WORDS < expected:
         cause = "The thinking of earlier turns does not reach the model."
+        if dialect == "openai":
+            cause += " The openai dialect does not send it."
     raise ConfigError(
         f"endpoint: the server makes {found} prompt tokens of a tool turn, its checkpoint {expected}. {cause} Start "
         "the server with the checkpoint's own files, or evaluate all the same with --endpoint.check false."
