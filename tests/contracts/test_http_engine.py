@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from axpo.engines.connections import Connections
 from axpo.engines.http import HttpChatModel
+from axpo.engines.refusals import RequestRefused
 from axpo.engines.wire import WireOptions
 from axpo.errors import AxpoError, ConfigError, EngineFault, QuotaError
-from axpo.http import Answer
+from axpo.http import Answer, HttpFailure
 from axpo.images import ContentImageStore
 from axpo.protocols import ChatModel, ChatReply, ChatRequest
 from axpo.rollout.calls import read_call
@@ -275,6 +277,30 @@ class TestTryingAgain:
         assert world.reply().message.text == "Four."
         assert len(world.server.requests) == 2
 
+    def test_a_host_that_takes_no_connection_is_told_before_the_model_would_be_slow(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("axpo.engines.connections.CONNECT_TIMEOUT_S", 0.3)
+        with socket.socket() as full:  # a backlog of one that nobody empties: further connections hang
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            waiting = [socket.socket() for _ in range(4)]
+            for one in waiting:
+                one.setblocking(False)
+                one.connect_ex(full.getsockname())
+
+            async def run() -> None:
+                connections = Connections(f"http://127.0.0.1:{full.getsockname()[1]}", timeout_s=60.0, max_bytes=10)
+                try:
+                    await connections.post("/", b"", {})
+                finally:
+                    await connections.close()
+
+            with pytest.raises(HttpFailure, match=r"took no connection in 0\.3 s"):
+                asyncio.run(run())
+            for one in waiting:
+                one.close()
+
     def test_nobody_at_the_address_is_a_fault(self, world: World) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -344,6 +370,22 @@ class TestRefusals:
         world.server.respond = lambda _: reply
         with pytest.raises(ConfigError, match=rf"omit = \['{name}'\]"):
             world.reply(ask(sampling=SamplingParams(top_k=5, presence_penalty=1.0)))
+
+    def test_a_server_without_a_tool_parser_says_which_flags_it_needs(self, world: World) -> None:
+        words = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+        world.server.respond = lambda _: error(400, words)
+        with pytest.raises(ConfigError, match="--tool-call-parser hermes"):
+            world.reply()
+        assert len(world.server.requests) == 1
+
+    @pytest.mark.parametrize(("status", "is_refused"), [(400, True), (422, True), (418, False)])
+    def test_a_request_of_the_wrong_form_is_told_from_other_faults(
+        self, world: World, status: int, is_refused: bool
+    ) -> None:
+        world.server.respond = lambda _: error(status, "Image URLs are only allowed for messages with role 'user'.")
+        with pytest.raises(EngineFault) as caught:
+            world.reply()
+        assert isinstance(caught.value, RequestRefused) is is_refused
 
     def test_any_other_refusal_is_a_fault_with_the_services_words(self, world: World) -> None:
         world.server.respond = lambda _: error(400, "image\nis\x00 broken " + "x" * 10_000)

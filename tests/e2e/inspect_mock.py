@@ -14,7 +14,7 @@ def turn(number: int, _input: list, tools: list, *_: object) -> ModelOutput:
     if number % 2 == 0:
         box = {"bbox_2d": [100, 100, 400, 400], "label": "the card"}
         return ModelOutput.for_tool_call("mockllm", "image_zoom_in", box)
-    return ModelOutput.from_content("mockllm", "I see them. <answer>3</answer>")
+    return ModelOutput.from_content("mockllm", "I see 4 of them.\n</think>\n\n<answer>3</answer>")
 
 
 class Script:
@@ -55,6 +55,8 @@ def main(log_dir: str) -> None:
                 "roles": [message.role for message in first.messages],
                 "calls": [result["call"]["name"] for result in transcript["tool_results"]],
                 "crop": bool(transcript["tool_results"][0]["content"]),
+                "thinking": transcript["turns"][-1]["reasoning"],
+                "final_text": transcript["final_text"],
                 "explanation": first.scores["verdict"].explanation,
             }
         )

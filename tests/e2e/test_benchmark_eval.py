@@ -56,9 +56,11 @@ def test_an_endpoint_is_evaluated_with_tools_and_everything_is_written(
         assert judged.is_correct == (transcript.final_text == f"<answer>{golds[judged.rollout.problem_id]}</answer>")
         assert [r.call.name for r in transcript.tool_results] == ["image_zoom_in"] * (len(transcript.turns) - 1)
         assert all(result.failure is None for result in transcript.tool_results)
-        assert judged.rollout.effective_px == 50 * 1024 and judged.rollout.picture_px == 1024 * 1024
-        num_calls = len(transcript.turns)
-        assert judged.rollout.cost_usd == pytest.approx(num_calls * (50 * 1e4 + 7 * 1e5) / 1e6)
+        assert transcript.first_prompt_tokens is not None and judged.rollout.picture_px == 1024 * 1024
+        assert judged.rollout.effective_px == transcript.first_prompt_tokens * 1024
+        usage = transcript.usage
+        cost_usd = (usage.prompt_tokens * 1e4 + usage.completion_tokens * 1e5) / 1e6
+        assert judged.rollout.cost_usd == pytest.approx(cost_usd)
     summary = scores_of(out)
     right = sum(judged.is_correct for judged in result.rollouts)
     measures = {measure["name"]: measure["interval"] for measure in summary["measures"]}
@@ -74,13 +76,13 @@ def test_an_endpoint_is_evaluated_with_tools_and_everything_is_written(
 def test_kill_9_in_the_middle_asks_nothing_twice_and_ends_at_the_same_numbers(tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     with chat_stub() as stub:
-        assert main(endpoint_words(stub.url, whole)) == 0
+        assert main(endpoint_words(stub.url, whole, "--endpoint.check", "false")) == 0
         everything = Counter(stub.answered)
     first: Counter[str] = Counter()
     for max_answers in (5, 9):
         with chat_stub(max_answers=max_answers) as stub:
             process = subprocess.Popen(
-                [sys.executable, "-m", "axpo.cli.main", *endpoint_words(stub.url, out)],
+                [sys.executable, "-m", "axpo.cli.main", *endpoint_words(stub.url, out, "--endpoint.check", "false")],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -94,7 +96,7 @@ def test_kill_9_in_the_middle_asks_nothing_twice_and_ends_at_the_same_numbers(tm
     with (out / "rollouts" / "mini_count.jsonl").open("ab") as file:
         file.write(b'{"benchmark": "mini_count", "problem_id"')  # what a power cut may leave
     with chat_stub() as stub:
-        assert main(endpoint_words(stub.url, out)) == 0
+        assert main(endpoint_words(stub.url, out, "--endpoint.check", "false")) == 0
         second = Counter(stub.answered)
     assert sum(first.values()) == 14
     assert max((first + second).values()) == 1, "a request was asked twice"
@@ -123,6 +125,10 @@ def test_a_service_that_is_down_or_fails_ends_the_run_and_costs_nobody_a_score(
     assert "nothing answers at http://127.0.0.1:9. Start the server" in capsys.readouterr().err
     with chat_stub(is_broken=True) as stub:
         assert main(endpoint_words(stub.url, out)) == 1
+        assert len(stub.requests) == 1
+    assert "failed the check before the run, and nothing was sampled" in capsys.readouterr().err
+    with chat_stub(is_broken=True) as stub:
+        assert main(endpoint_words(stub.url, out, "--endpoint.check", "false")) == 1
     said = capsys.readouterr().err
     assert "16 rollouts in a row were lost" in said and "same command again" in said
     with chat_stub() as stub:

@@ -34,6 +34,8 @@ def test_inspect_runs_a_benchmark_with_our_agent_tools_and_scorer(tmp_path: Path
     }
     assert found["roles"] == ["user", "assistant", "tool", "assistant"]
     assert found["calls"] == ["image_zoom_in"] and found["crop"]
+    # a server without a reasoning parser leaves the thinking in the content
+    assert (found["thinking"], found["final_text"]) == ("I see 4 of them.", "<answer>3</answer>")
     assert found["explanation"].startswith("rule text, answer found by answer_tag")
 
 

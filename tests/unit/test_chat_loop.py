@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,31 @@ def test_the_token_limit_holds_over_all_turns(world: World) -> None:
     transcript = world.run(world.setup(model, max_response_tokens=100))
     assert transcript.stop_reason is StopReason.TOKEN_LIMIT
     assert [request.max_new_tokens for request in model.requests] == [100, 40]
+
+
+class CountingModel(ScriptedModel):
+    """Counts 100 tokens for the question, 10 for a turn and 50 for a tool result."""
+
+    async def reply(self, request: ChatRequest) -> ChatReply:
+        reply = await super().reply(request)
+        roles = [message.role for message in request.messages]
+        prompt_tokens = 100 + 10 * roles.count("assistant") + 50 * roles.count("tool")
+        return replace(reply, usage=TokenUsage(prompt_tokens=prompt_tokens, completion_tokens=10))
+
+
+def test_tool_results_count_against_the_token_limit_as_they_do_in_training(world: World) -> None:
+    model = CountingModel(say("", ECHO))
+    transcript = world.run(world.setup(model, max_response_tokens=130))
+    # the third turn would end at 3 x 10 + 2 x 50 = 130 tokens, the fourth at 190
+    assert (transcript.stop_reason, transcript.final_text) == (StopReason.TOKEN_LIMIT, "")
+    assert [request.max_new_tokens for request in model.requests] == [130, 120, 60]
+
+
+def test_a_turn_that_was_over_the_limit_before_it_began_has_no_answer(world: World) -> None:
+    model = CountingModel(say("", ECHO), DONE)
+    transcript = world.run(world.setup(model, max_response_tokens=60))
+    assert (transcript.stop_reason, transcript.final_text) == (StopReason.TOKEN_LIMIT, "")
+    assert len(transcript.turns) == 2
 
 
 def test_tokens_are_estimated_where_the_service_does_not_count(world: World) -> None:

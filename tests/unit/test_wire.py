@@ -13,6 +13,7 @@ from axpo.engines.wire import (
     MALFORMED,
     WireError,
     WireOptions,
+    closes_open_thinking,
     encode_fields,
     message_fields,
     read_reply,
@@ -25,6 +26,7 @@ from axpo.types import Content, ImageRef, Message, SamplingParams, ToolCall, Too
 
 IMAGE = ImageRef(sha256="a" * 64, width_px=8, height_px=4)
 PLAIN = WireOptions()
+OPENAI = WireOptions(dialect="openai")
 QUESTION = Message(role="user", content=(Content(text="What?"),))
 
 
@@ -90,9 +92,9 @@ class TestRequests:
 
     def test_pictures_stand_where_they_stood(self) -> None:
         message = Message(role="user", content=(Content(text="A"), Content(image=IMAGE), Content(text="B")))
-        assert on_wire(message, options=WireOptions(image_detail="high"))[0]["content"] == [
+        assert on_wire(message)[0]["content"] == [
             {"type": "text", "text": "A"},
-            {"type": "image_url", "image_url": {"url": "data:aaa", "detail": "high"}},
+            {"type": "image_url", "image_url": {"url": "data:aaa"}},
             {"type": "text", "text": "B"},
         ]
 
@@ -110,10 +112,19 @@ class TestRequests:
 
     def test_what_nobody_could_read_goes_back_as_json(self) -> None:
         broken = call(name="", arguments={}, raw='{"name": "zoom", "arg', parse_error="Malformed tool call")
-        _, turn, tool = on_wire(QUESTION, asking(broken), result(broken, Content(text="Malformed tool call")))
+        turns = (QUESTION, asking(broken), result(broken, Content(text="Malformed tool call")))
+        _, turn, tool = on_wire(*turns, options=OPENAI)
         sent = turn["tool_calls"][0]["function"]
         assert sent["name"] == MALFORMED
         assert json.loads(sent["arguments"]) == {"malformed": '{"name": "zoom", "arg'}
+        assert tool["content"] == "Malformed tool call"
+
+    def test_a_chat_template_gets_a_malformed_call_back_as_the_model_wrote_it(self) -> None:
+        broken = call(name="", arguments={}, raw='\n{"name": "zoom", "arg\n', parse_error="Malformed tool call")
+        turn = asking(broken, content=(Content(text="Look."),))
+        _, sent, tool = on_wire(QUESTION, turn, result(broken, Content(text="Malformed tool call")))
+        assert "tool_calls" not in sent
+        assert sent["content"] == 'Look.\n<tool_call>\n{"name": "zoom", "arg\n</tool_call>'
         assert tool["content"] == "Malformed tool call"
 
     @pytest.mark.parametrize("name", ["ns.zoom", "zoom it!", "z" * 100, "größe"])
@@ -123,7 +134,7 @@ class TestRequests:
         assert sent.replace("_", "a").replace("-", "a").isalnum()
         assert sent.isascii()
 
-    def test_pictures_of_results_follow_all_results_of_the_turn(self) -> None:
+    def test_images_of_results_follow_all_results_of_the_turn_for_openai(self) -> None:
         first, second = call(), call(id="p/0/0-call-1", name="crop")
         turns = (
             QUESTION,
@@ -132,7 +143,7 @@ class TestRequests:
             result(second, Content(image=IMAGE)),
             asking(call(id="p/0/1-call-0")),
         )
-        wire = on_wire(*turns)
+        wire = on_wire(*turns, options=OPENAI)
         assert [message["role"] for message in wire] == ["user", "assistant", "tool", "tool", "user", "assistant"]
         assert [message["content"] for message in wire[2:4]] == ["here", "The result is a picture; it follows."]
         texts = [part["text"] for part in wire[4]["content"] if part["type"] == "text"]
@@ -142,24 +153,19 @@ class TestRequests:
         ]
         assert [part["type"] for part in wire[4]["content"]] == ["text", "image_url"] * 2
 
-    def test_pictures_of_the_last_results_follow_too(self) -> None:
-        wire = on_wire(QUESTION, asking(call()), result(call(), Content(image=IMAGE)))
+    def test_images_of_the_last_results_follow_too(self) -> None:
+        wire = on_wire(QUESTION, asking(call()), result(call(), Content(image=IMAGE)), options=OPENAI)
         assert [message["role"] for message in wire] == ["user", "assistant", "tool", "user"]
 
-    def test_a_service_that_takes_pictures_in_results_gets_them_there(self) -> None:
-        wire = on_wire(
-            QUESTION,
-            asking(call()),
-            result(call(), Content(image=IMAGE)),
-            options=WireOptions(has_tool_pictures=True),
-        )
+    def test_by_default_images_of_a_result_are_in_its_tool_message(self) -> None:
+        wire = on_wire(QUESTION, asking(call()), result(call(), Content(image=IMAGE)))
         assert len(wire) == 3
         assert wire[2]["content"] == [{"type": "image_url", "image_url": {"url": "data:aaa"}}]
 
-    def test_reasoning_is_sent_only_where_asked_for(self) -> None:
+    def test_reasoning_is_sent_back_but_not_to_openai(self) -> None:
         turn = asking(call(), reasoning="hm")
-        assert "reasoning_content" not in on_wire(QUESTION, turn)[1]
-        assert on_wire(QUESTION, turn, options=WireOptions(sends_reasoning=True))[1]["reasoning_content"] == "hm"
+        assert on_wire(QUESTION, turn)[1]["reasoning_content"] == "hm"
+        assert "reasoning_content" not in on_wire(QUESTION, turn, options=OPENAI)[1]
 
     def test_halves_of_characters_do_not_stop_a_request(self) -> None:
         broken = Message(role="user", content=(Content(text="a\ud800b ü"),))
@@ -197,6 +203,31 @@ class TestReplies:
     ) -> None:
         message = read(content, options=WireOptions(has_open_thinking=has_open_thinking)).message
         assert (message.reasoning, message.text) == (reasoning, text)
+
+    @pytest.mark.parametrize("finish", ["length", "stop"])
+    def test_thinking_that_never_closed_has_no_answer_and_no_calls(self, finish: str) -> None:
+        listed = [{"function": {"name": "zoom", "arguments": "{}"}}]
+        options = WireOptions(has_open_thinking=True)
+        got = read("So the answer is B.", tool_calls=listed, finish=finish, options=options)
+        assert (got.message.text, got.message.tool_calls) == ("", ())
+        assert (got.message.reasoning, got.finish_reason) == ("So the answer is B.", finish)
+
+    @pytest.mark.parametrize(
+        ("content", "fields", "is_open"),
+        [
+            ("hm</think>Four.", {}, True),
+            ("hm</think>Four.", {"reasoning": None}, True),
+            ("<think>hm</think>Four.", {}, False),
+            ("Four.", {}, False),
+            (None, {"reasoning": "hm"}, False),
+            ("The tag </think> ends it.", {"reasoning": "hm"}, False),
+            ("The tag </think> ends it.", {"reasoning_content": ""}, False),
+        ],
+    )
+    def test_only_a_closing_tag_without_its_opening_shows_a_missing_reasoning_parser(
+        self, content: str | None, fields: dict[str, Any], is_open: bool
+    ) -> None:
+        assert closes_open_thinking(answer(content, **fields)) is is_open
 
     @pytest.mark.parametrize("arguments", ['{"x": 1}', {"x": 1}])
     def test_structured_calls_are_read(self, arguments: Any) -> None:

@@ -65,10 +65,15 @@ class EndpointConfig(Table):
     """Dialogues under way at once."""
     max_image_px: int | None = Field(default=None, ge=1)
     """Larger pictures are scaled down before they are sent; default: sent as they are."""
-    tool_images: Literal["user", "tool"] = "user"
-    """Where pictures of tool results go: into a user message behind them (OpenAI), or into the tool message (vLLM)."""
-    send_reasoning: bool = False
-    """Send the thinking of earlier turns back as `reasoning_content`."""
+    dialect: Literal["auto", "vllm", "openai"] = "auto"
+    """How a tool turn is sent. vllm: images inside the tool message and the thinking of earlier turns as
+    `reasoning_content`; openai: images in a user message after it and no thinking; auto: vllm, or openai for a service
+    that refuses vllm at the check before the run."""
+    checkpoint: OptionalText = None
+    """Folder or hub id of the served checkpoint: the check before the run then compares prompt tokens exactly."""
+    check: bool = True
+    """Send one tool turn before a run and stop when the server does not render it as the checkpoint's template does.
+    Without the check `auto` means vllm."""
     omit: Names = ()
     """Request fields that the service refuses, such as `top_k` or `seed`."""
     extra_body: dict[str, Any] = Field(default_factory=dict)

@@ -4,6 +4,7 @@ eval.json               what was asked; the same command goes on where an earlie
 config.toml run.json    options, machine, versions
 problems/NAME.jsonl     the questions as they were asked
 rollouts/NAME.jsonl     every dialogue, appended as it ends
+endpoint.json           what the check before the run found (endpoints only)
 journal.jsonl           answered turns of unfinished dialogues (endpoints only)
 judge.jsonl             every reply of the judge
 verdicts/NAME.jsonl     what the rules, and the judge, made of the dialogues
@@ -243,7 +244,7 @@ async def _sample(
     try:
         if any(num_missing.values()):
             asked = [problem for name in logs for problem in problems[name]]
-            async with open_sampler(config, folder=folder, store=store, problems=asked) as sampler:
+            async with open_sampler(config, folder=folder, store=store, problems=asked, say=console.say) as sampler:
                 for benchmark in request.benchmarks:
                     name = benchmark.name
                     console.start_rollouts(benchmark.title, num_missing[name])

@@ -35,7 +35,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 CHANGEABLE_WHEN_EVALUATING = frozenset(
     {"run.output_dir", "run.device", "run.num_threads", "run.trackers", "rollout.max_batch_size"}
     | {"rollout.max_fault_retries", "train.stop_on"}
-    | {f"endpoint.{name}" for name in ("url", "api_key_env", "timeout_s", "max_retries", "max_concurrent")}
+    | {f"endpoint.{name}" for name in ("url", "api_key_env", "timeout_s", "max_retries", "max_concurrent", "check")}
     | {f"endpoint.usd_per_million_{name}_tokens" for name in ("prompt", "completion")}
 )
 """Options, beside `judge.*`, that leave alone what a benchmark's questions are asked with."""

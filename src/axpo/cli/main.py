@@ -1,10 +1,9 @@
-"""`axpo`: train, fine-tune, evaluate, diagnose, report, serve, index, check the installation, show the demo."""
+"""`axpo`: train, fine-tune, evaluate, diagnose, report, index, check the installation, show the demo."""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import json
 import shlex
 import sys
 import traceback
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = [f"eval-{words[1]}", *words[2:]]
         arguments = _build_parser().parse_args(words)
         arguments.words = given
-        takes_options = arguments.command in ("train", "sft", "eval", "serve") or getattr(arguments, "probe", None)
+        takes_options = arguments.command in ("train", "sft", "eval") or getattr(arguments, "probe", None)
         if overrides and not takes_options:
             raise UserError(f"axpo {arguments.command}: takes no --{next(iter(overrides))}")
         arguments.overrides = overrides
@@ -87,11 +86,6 @@ def _build_parser() -> argparse.ArgumentParser:
     command = add("diagnose", _diagnose, "Do these rollouts, of any trainer, have the gap? What would AXPO do?")
     add_diagnose_arguments(command)
     add_probe_arguments(command)
-    command = add("serve", _serve, "An OpenAI-compatible endpoint over a checkpoint, on this machine.")
-    command.epilog = _OVERRIDES
-    command.add_argument("--model", required=True, metavar="MODEL", help="a folder, a run, a hub id, or mini")
-    command.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1; there is no password")
-    command.add_argument("--port", type=int, default=8000, metavar="INT")
     command = add("report", _report, "One self-contained HTML file about one run or several.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
@@ -260,18 +254,6 @@ def _probe(arguments: argparse.Namespace) -> int:
         )
 
     return _guard(run, folder=folder)
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    from axpo.cli.benchmark_eval import model_path
-    from axpo.cli.overrides import lay_over
-    from axpo.cli.serve import serve_checkpoint
-    from axpo.trainer.config import Config
-
-    path = json.dumps(model_path(arguments.model))
-    config = lay_over(None, {"model.path": path, **arguments.overrides}, kind=Config)
-    serve_checkpoint(config, name=arguments.model, host=arguments.host, port=arguments.port)
-    return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

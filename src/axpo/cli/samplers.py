@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from axpo.cli.benchmark_config import BenchmarkConfig, EndpointConfig, JudgeConfig
-from axpo.cli.build import build_engine, build_parts, eval_sampling, limits_of
+from axpo.cli.build import build_engine, build_parts, eval_sampling, limits_of, resolve_model_path
+from axpo.cli.endpoint_check import TIMEOUT_S as CHECK_TIMEOUT_S
+from axpo.cli.endpoint_check import CheckedEndpoint, check_endpoint
 from axpo.cli.rows import check_questions, context_length
 from axpo.cli.tools import build_executor, check_tools
 from axpo.dialogue import Transcript
@@ -16,27 +19,38 @@ from axpo.engines.connections import check_reachable
 from axpo.engines.http import HttpChatModel
 from axpo.engines.wire import WireOptions
 from axpo.evaluation.sampling import Sampler
+from axpo.files import write_atomically
 from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.rollout.bounds import shorten_by_bytes
 from axpo.rollout.calls import read_call
 from axpo.rollout.chat import ChatSetup, run_chat
+from axpo.rollout.executor import ToolExecutor
 from axpo.rollout.journal import TurnJournal
 from axpo.rollout.loop import RolloutLimits, RolloutSetup, run_rollout
+from axpo.rollout.rendering import QwenRenderer
 from axpo.rollout.transcripts import transcript_of
 from axpo.types import Problem
 
 
 @contextlib.asynccontextmanager
 async def open_sampler(
-    config: BenchmarkConfig, *, folder: Path, store: ContentImageStore, problems: Sequence[Problem]
+    config: BenchmarkConfig,
+    *,
+    folder: Path,
+    store: ContentImageStore,
+    problems: Sequence[Problem],
+    say: Callable[[str], None],
 ) -> AsyncGenerator[Sampler]:
-    """The sampler that `config` names, checked against the questions. Raises `ConfigError`, `DataError`."""
+    """The sampler that `config` names, checked against the questions or by a request to the endpoint.
+
+    `say` is told what the user should know about the endpoint. Raises `ConfigError`, `DataError`, `EngineFault`.
+    """
     if config.endpoint.url is None:
         async with _open_checkpoint(config, store=store, problems=problems) as checkpoint:
             yield checkpoint
     else:
-        async with _open_endpoint(config, config.endpoint.url, folder=folder, store=store) as endpoint:
+        async with _open_endpoint(config, config.endpoint.url, folder=folder, store=store, say=say) as endpoint:
             yield endpoint
 
 
@@ -128,7 +142,7 @@ class EndpointSampler:
 
 @contextlib.asynccontextmanager
 async def _open_endpoint(
-    config: BenchmarkConfig, url: str, *, folder: Path, store: ContentImageStore
+    config: BenchmarkConfig, url: str, *, folder: Path, store: ContentImageStore, say: Callable[[str], None]
 ) -> AsyncGenerator[EndpointSampler]:
     endpoint = config.endpoint
     executor = build_executor(config, shorten=shorten_by_bytes)
@@ -136,22 +150,16 @@ async def _open_endpoint(
     with contextlib.closing(executor), contextlib.closing(journal):
         check_tools(executor)
         await check_reachable(url)
-        model = HttpChatModel(
-            url,
-            config.model.path,
-            store=store,
-            read_call=read_call,
-            api_key_env=endpoint.api_key_env,
-            timeout_s=endpoint.timeout_s,
-            max_retries=endpoint.max_retries,
-            max_concurrent=endpoint.max_concurrent,
-            max_image_px=endpoint.max_image_px,
-            options=WireOptions(
-                sends_reasoning=endpoint.send_reasoning, has_tool_pictures=endpoint.tool_images == "tool"
-            ),
-            extra_body=endpoint.extra_body,
-            omit=endpoint.omit,
-        )
+        options = WireOptions(dialect="openai" if endpoint.dialect == "openai" else "vllm")
+        if endpoint.check:
+            checked = await _check(config, url, executor, store)
+            record = {name: getattr(checked, name) for name in ("prompt_tokens", "expected_prompt_tokens", "notes")}
+            record |= {"dialect": checked.options.dialect, "has_open_thinking": checked.options.has_open_thinking}
+            write_atomically(folder / "endpoint.json", [json.dumps(record)])
+            for note in checked.notes:
+                say(note)
+            options = checked.options
+        model = _open_model(config, url, options, store=store)
         setup = ChatSetup(
             model=model,
             executor=executor,
@@ -168,6 +176,46 @@ async def _open_endpoint(
             yield EndpointSampler(setup=setup, model=model, endpoint=endpoint)
         finally:
             await model.close()
+
+
+async def _check(
+    config: BenchmarkConfig, url: str, executor: ToolExecutor, store: ContentImageStore
+) -> CheckedEndpoint:
+    endpoint, renderer = config.endpoint, None
+    if endpoint.checkpoint is not None:
+        path = resolve_model_path(endpoint.checkpoint)
+        renderer = QwenRenderer.from_pretrained(path, preprocessor=ImagePreprocessor.from_pretrained(path))
+    # once: a server that is not there or does not work is told within seconds
+    hasty = endpoint.model_copy(update={"max_retries": 0, "timeout_s": min(endpoint.timeout_s, CHECK_TIMEOUT_S)})
+    asking = config.model_copy(update={"endpoint": hasty})
+    return await check_endpoint(
+        lambda options: _open_model(asking, url, options, store=store),
+        dialect=endpoint.dialect,
+        tools=[tool.spec for tool in executor.tools.values()],
+        sampling=eval_sampling(config),
+        max_tokens=config.eval.max_response_tokens,
+        max_image_px=endpoint.max_image_px,
+        store=store,
+        renderer=renderer,
+    )
+
+
+def _open_model(config: BenchmarkConfig, url: str, options: WireOptions, *, store: ContentImageStore) -> HttpChatModel:
+    endpoint = config.endpoint
+    return HttpChatModel(
+        url,
+        config.model.path,
+        store=store,
+        read_call=read_call,
+        api_key_env=endpoint.api_key_env,
+        timeout_s=endpoint.timeout_s,
+        max_retries=endpoint.max_retries,
+        max_concurrent=endpoint.max_concurrent,
+        max_image_px=endpoint.max_image_px,
+        options=options,
+        extra_body=endpoint.extra_body,
+        omit=endpoint.omit,
+    )
 
 
 def open_judge_model(url: str, model: str, judge: JudgeConfig, *, store: ContentImageStore) -> HttpChatModel:

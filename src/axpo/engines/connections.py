@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CHUNK_BYTES = 2**16
+CONNECT_TIMEOUT_S = 10.0
+"""For the connection alone: a host that drops packets is not a slow model."""
 
 
 async def check_reachable(url: str, *, timeout_s: float = 10.0) -> None:
@@ -46,8 +48,9 @@ async def check_reachable(url: str, *, timeout_s: float = 10.0) -> None:
 class Connections:
     """As many connections as requests are under way at once; the caller bounds that. They belong to one event loop.
 
-    `timeout_s` is for a whole exchange, `max_bytes` for the body of an answer, unpacked. Redirects are answers like
-    others: a key goes nowhere else. This machine is spoken to without a proxy.
+    `timeout_s` is for a whole exchange, of which the connection may take `CONNECT_TIMEOUT_S`. `max_bytes` is for the
+    body of an answer, unpacked. Redirects are answers like others: a key goes nowhere else. This machine is spoken to
+    without a proxy.
     """
 
     def __init__(self, url: str, *, timeout_s: float, max_bytes: int) -> None:
@@ -78,6 +81,8 @@ class Connections:
                     headers={name.lower(): value for name, value in response.headers.items()},
                     body=await self._read(response),
                 )
+        except aiohttp.ConnectionTimeoutError as error:
+            raise HttpFailure(f"{self._place} took no connection in {CONNECT_TIMEOUT_S:g} s") from error
         except TimeoutError as error:
             raise HttpFailure(f"{self._place} did not answer in {self._timeout_s:g} s") from error
         except (aiohttp.InvalidURL, aiohttp.ClientPayloadError, ValueError) as error:
@@ -97,7 +102,7 @@ class Connections:
 
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             trust_env=self._uses_proxies,
             headers={"User-Agent": "axpo"},
         )

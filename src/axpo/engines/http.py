@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint as a chat model: vLLM, SGLang, llama.cpp, `axpo serve`, hosted services."""
+"""Any OpenAI-compatible endpoint as a chat model: vLLM, SGLang, llama.cpp, hosted services."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 from axpo.engines.connections import Connections
 from axpo.engines.pictures import DataUrls
 from axpo.engines.refusals import ContextFull, OtherTokensName, RetryLater, bounded, refuse
-from axpo.engines.wire import Fields, ReadCall, WireError, WireOptions, encode_fields, read_reply, request_fields
+from axpo.engines.wire import (
+    Fields,
+    ReadCall,
+    WireError,
+    WireOptions,
+    closes_open_thinking,
+    encode_fields,
+    read_reply,
+    request_fields,
+)
 from axpo.errors import ConfigError, EngineFault
 from axpo.http import HttpFailure, check_url, read_key
 from axpo.protocols import ChatReply, ChatRequest, ImageStore
@@ -33,6 +42,8 @@ class HttpStats:
     num_requests: int = 0
     num_retries: int = 0
     """Of these."""
+    num_open_thinking: int = 0
+    """Replies whose content closes thinking that it did not open: the server has no reasoning parser."""
 
 
 class HttpChatModel:
@@ -180,10 +191,13 @@ class HttpChatModel:
             raise (RetryLater(message) if failure.can_retry else EngineFault(message)) from failure
         refuse(answer, service=self._url, model=self._model, sent=sent, key=self._key, key_hint=self._key_hint)
         try:
-            return read_reply(json.loads(answer.body), read_call=self._read_call, options=self._options)
+            body = json.loads(answer.body)
+            reply = read_reply(body, read_call=self._read_call, options=self._options)
         except (WireError, ValueError, RecursionError) as error:
             reason = bounded(str(error), self._key) if isinstance(error, WireError) else "something other than JSON"
             raise EngineFault(f"{self._url} answered {reason} ({len(answer.body)} bytes)") from error
+        self.stats.num_open_thinking += closes_open_thinking(body)
+        return reply
 
 
 def _check_numbers(**numbers: float) -> None:

@@ -40,6 +40,7 @@ _UNSUPPORTED = (
     "no longer",
 )
 _NO_MODEL = ("not found", "not exist", "no such model", "unknown model", "invalid model", "not available")
+_TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser")
 _USED_UP = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance", "credit balance")
 _TRANSIENT = (408, 409, 425, 429)
 
@@ -56,6 +57,10 @@ class OtherTokensName(Exception):
     """The service wants the room as `max_completion_tokens`, as OpenAI's newer models do."""
 
 
+class RequestRefused(EngineFault):
+    """The service does not take a request of this form; another dialect may suit it."""
+
+
 class ContextFull(Exception):
     """The conversation, with the room asked for, is longer than the model takes."""
 
@@ -65,7 +70,8 @@ def refuse(answer: Answer, *, service: str, model: str, sent: Iterable[str], key
 
     `sent`: names of the parameters that a service may not know. `key` never appears in a message.
 
-    Raises `ConfigError`, `QuotaError`, `EngineFault`, `RetryLater`, `ContextFull` or `OtherTokensName`.
+    Raises `ConfigError`, `QuotaError`, `EngineFault` (`RequestRefused` for HTTP 400 and 422), `RetryLater`,
+    `ContextFull` or `OtherTokensName`.
     """
     if answer.status == 200 and b'"error"' not in answer.body[:_HEAD_BYTES]:
         return
@@ -81,6 +87,11 @@ def refuse(answer: Answer, *, service: str, model: str, sent: Iterable[str], key
         raise ConfigError(f"{sentence} {key_hint}")
     if status in _TRANSIENT or status >= 500:
         raise RetryLater(message, wait_s=answer.retry_after_s)
+    if status in (400, 422) and _has(words, _TOOL_FLAGS):
+        raise ConfigError(
+            f"{sentence} Start the server with these flags; for Qwen3-VL on vLLM they are --enable-auto-tool-choice "
+            "--tool-call-parser hermes."
+        )
     if status in (400, 422) and "max_completion_tokens" in words and _has(words, _UNSUPPORTED):
         raise OtherTokensName(message)
     if _has(words, _CONTEXT) or ("longer than" in words and "token" in words):
@@ -91,7 +102,7 @@ def refuse(answer: Answer, *, service: str, model: str, sent: Iterable[str], key
         raise ConfigError(f"{sentence} Leave the parameter out: omit = [{name!r}].")
     if status == 413:
         message = f"{sentence} The request is too large: set max_image_px."
-    raise EngineFault(message)
+    raise RequestRefused(message) if status in (400, 422) else EngineFault(message)
 
 
 def bounded(text: str, key: str | None) -> str:

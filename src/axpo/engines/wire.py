@@ -1,13 +1,14 @@
-"""Our messages as OpenAI's chat completions, and what such a service answers as our messages.
+"""Converts messages to OpenAI's chat completions and back.
 
-Services differ; what all of them take is sent:
+A call has an id of nine letters and digits, derived from ours (Mistral takes no other, OpenAI none above 40), and its
+arguments are always a JSON object. A tool turn has two dialects:
 
-- A call has an id of nine letters and digits, derived from ours (Mistral takes no other, OpenAI none above 40), and
-  its arguments are always a JSON object. What the model wrote and nobody could read goes back as `{"malformed": ...}`.
-- A tool message is text. Pictures of a result follow in a user message that names the call, unless the service is known
-  to take them where they belong (`has_tool_pictures`; vLLM does).
-- The reasoning of earlier turns stays at home unless asked for (`sends_reasoning`): the name of the field is nobody's
-  standard, and some services refuse requests that hold it.
+- `vllm`: what servers take that render a chat template (vLLM, SGLang, llama.cpp). Images of a tool result are in its
+  `tool` message, the thinking of earlier turns is sent back as `reasoning_content`, and a malformed call is sent back
+  as the text that the model wrote. The model reads the conversation as it would in training.
+- `openai`: what OpenAI's own API takes. A `tool` message is text, its images follow in a `user` message that names the
+  call, thinking is not sent, and a malformed call is sent as the arguments `{"malformed": ...}`. Qwen's chat template
+  drops all thinking before such a `user` message, so a Qwen model forgets why it called.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ MAX_MALFORMED_CHARS = 2000
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 _PICTURE = "The result is a picture; it follows."
 
+Dialect = Literal["vllm", "openai"]
 Fields = dict[str, JsonValue]
 ImageUrl = Callable[[ImageRef], str]
 
@@ -52,16 +54,12 @@ class WireError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireOptions:
-    """What of the protocol a service speaks."""
+    """The parts of the protocol in which services differ."""
 
-    sends_reasoning: bool = False
-    """Earlier turns carry their thinking as `reasoning_content`."""
-    has_tool_pictures: bool = False
-    """Tool messages may hold pictures."""
+    dialect: Dialect = "vllm"
     has_open_thinking: bool = False
-    """The service's template opens the thinking and nobody there takes it out of the text: a text without `</think>`
-    is unfinished thinking."""
-    image_detail: Literal["low", "high", "auto"] | None = None
+    """The chat template opens the thinking, and the server has no reasoning parser that takes it out of the content:
+    content without `</think>` is unfinished thinking."""
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
 
@@ -101,16 +99,16 @@ def message_fields(messages: Sequence[Message], *, options: WireOptions, image_u
         if message.role == "assistant":
             fields.append(_assistant_fields(message, options, image_url))
         elif message.role != "tool":
-            fields.append({"role": message.role, "content": _content(message, options, image_url)})
+            fields.append({"role": message.role, "content": _content(message, image_url)})
         else:
             call_id = message.tool_call_id or ""
-            is_whole = options.has_tool_pictures or not message.images
-            content = _content(message, options, image_url) if is_whole else message.text or _PICTURE
+            is_whole = options.dialect == "vllm" or not message.images
+            content = _content(message, image_url) if is_whole else message.text or _PICTURE
             fields.append({"role": "tool", "tool_call_id": wire_id(call_id), "content": content})
             if not is_whole:
                 note = f"Pictures in the result of {names.get(call_id) or 'the call'} ({wire_id(call_id)}):"
                 pictures.append({"type": "text", "text": note})
-                pictures.extend(_image_block(image, options, image_url) for image in message.images)
+                pictures.extend(_image_block(image, image_url) for image in message.images)
     if pictures:
         fields.append({"role": "user", "content": pictures})
     return fields
@@ -126,30 +124,37 @@ def encode_fields(fields: Fields) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(errors="replace")
 
 
-def _content(message: Message, options: WireOptions, image_url: ImageUrl) -> JsonValue:
+def _content(message: Message, image_url: ImageUrl) -> JsonValue:
     if not message.images:
         return message.text
     return [
-        {"type": "text", "text": block.text} if block.image is None else _image_block(block.image, options, image_url)
+        {"type": "text", "text": block.text} if block.image is None else _image_block(block.image, image_url)
         for block in message.content
         if block.text != ""  # an empty part is refused by some
     ]
 
 
-def _image_block(image: ImageRef, options: WireOptions, image_url: ImageUrl) -> Fields:
-    fields: Fields = {"url": image_url(image)}
-    if options.image_detail is not None:
-        fields["detail"] = options.image_detail
-    return {"type": "image_url", "image_url": fields}
+def _image_block(image: ImageRef, image_url: ImageUrl) -> Fields:
+    return {"type": "image_url", "image_url": {"url": image_url(image)}}
 
 
 def _assistant_fields(message: Message, options: WireOptions, image_url: ImageUrl) -> Fields:
-    fields: Fields = {"role": "assistant", "content": _content(message, options, image_url)}
-    if options.sends_reasoning and message.reasoning is not None:
-        fields["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        fields["tool_calls"] = [_call_fields(call) for call in message.tool_calls]
+    fields: Fields = {"role": "assistant", "content": _content(message, image_url)}
+    calls = message.tool_calls
+    if options.dialect == "vllm":
+        if message.reasoning is not None:
+            fields["reasoning_content"] = message.reasoning
+        if any(call.parse_error is not None for call in calls):
+            fields["content"] = "\n".join(filter(None, [message.text, *map(_call_text, calls)]))
+            calls = ()
+    if calls:
+        fields["tool_calls"] = [_call_fields(call) for call in calls]
     return fields
+
+
+def _call_text(call: ToolCall) -> str:
+    opening, closing = CALL_TAGS
+    return f"{opening}{call.raw}{closing}"
 
 
 def _call_fields(call: ToolCall) -> Fields:
@@ -171,16 +176,19 @@ def _tool_fields(tool: ToolSpec) -> Fields:
 def read_reply(body: JsonValue, *, read_call: ReadCall, options: WireOptions) -> ChatReply:
     """The first choice of a chat completion. Raises `WireError`.
 
-    Calls are taken from `tool_calls`, else from between the tags in the visible text; calls in thinking are none.
+    Calls are taken from `tool_calls`, else from between the tags in the visible text. A call in thinking does not
+    count, whether or not the server listed it.
     """
     choice = _first_choice(body)
     message = _object(choice.get("message"), "a choice without a message")
     text = _read_text(message.get("content"))
-    found = (message.get(name) for name in ("reasoning_content", "reasoning"))
-    reasoning = next((value for value in found if isinstance(value, str) and value), None)
-    if reasoning is None:
-        reasoning, text = split_thinking(text, has_open_thinking=options.has_open_thinking)
-    calls = _read_calls(message.get("tool_calls"), read_call)
+    reasoning = _read_reasoning(message)
+    is_unfinished = False
+    if not reasoning:
+        is_unfinished = options.has_open_thinking and THINK_TAGS[1] not in text
+        split, text = split_thinking(text, has_open_thinking=options.has_open_thinking)
+        reasoning = reasoning if split is None else split
+    calls = () if is_unfinished else _read_calls(message.get("tool_calls"), read_call)
     if not calls:
         text, calls = split_calls(text, read_call)
     text = text.strip()
@@ -194,6 +202,13 @@ def read_reply(body: JsonValue, *, read_call: ReadCall, options: WireOptions) ->
         finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
         usage=_read_usage(cast("Fields", body).get("usage")),
     )
+
+
+def closes_open_thinking(body: JsonValue) -> bool:
+    """True for a reply whose content closes thinking that it did not open: see `WireOptions.has_open_thinking`."""
+    message = _object(_first_choice(body).get("message"), "a choice without a message")
+    thinking, tag, _ = _read_text(message.get("content")).partition(THINK_TAGS[1])
+    return bool(tag) and THINK_TAGS[0] not in thinking and _read_reasoning(message) is None
 
 
 def split_thinking(text: str, *, has_open_thinking: bool) -> tuple[str | None, str]:
@@ -242,6 +257,12 @@ def _read_text(content: JsonValue) -> str:
         raise WireError("a content that is neither a text nor a list of parts")
     parts = [cast("Fields", part) for part in cast("list[JsonValue]", content) if isinstance(part, dict)]
     return "".join(text for part in parts if isinstance(text := part.get("text"), str))
+
+
+def _read_reasoning(message: Fields) -> str | None:
+    """The thinking, where the server puts it into a field of its own; empty when the model did not think."""
+    found = [value for name in ("reasoning_content", "reasoning") if isinstance(value := message.get(name), str)]
+    return next(filter(None, found), "" if found else None)
 
 
 def _read_calls(listed: JsonValue, read_call: ReadCall) -> tuple[ToolCall, ...]:

@@ -23,6 +23,7 @@ from inspect_ai.tool import ToolCall as InspectCall
 from inspect_ai.tool import ToolInfo, ToolParams
 
 from axpo.dialogue import TokenUsage
+from axpo.engines.wire import split_thinking
 from axpo.images import ContentImageStore
 from axpo.protocols import ChatReply, ChatRequest
 from axpo.types import Content, Message, ToolCall, ToolSpec
@@ -100,12 +101,16 @@ def _tool_info(spec: ToolSpec) -> ToolInfo:
 
 def _read_message(message: ChatMessageAssistant) -> Message:
     blocks = message.content if isinstance(message.content, list) else []
-    reasoning = "\n".join(block.reasoning for block in blocks if isinstance(block, ContentReasoning))
+    reasoning = "\n".join(block.reasoning for block in blocks if isinstance(block, ContentReasoning)) or None
+    text = message.text
+    if reasoning is None:  # a server without a reasoning parser leaves the thinking in the text
+        reasoning, text = split_thinking(text, has_open_thinking=False)
+    text = text.strip()
     calls = tuple(_read_call(call) for call in message.tool_calls or [])
     return Message(
         role="assistant",
-        reasoning=reasoning or None,
-        content=(Content(text=message.text),) if message.text else (),
+        reasoning=reasoning.strip() if reasoning is not None else None,
+        content=(Content(text=text),) if text else (),
         tool_calls=calls,
     )
 

@@ -1,7 +1,8 @@
 """The loop of `axpo.rollout.loop` for models that are spoken to in messages: ask, run the calls, repeat until it ends.
 
-Limits, order and words are the same; two things are not. The token limit counts what the service says it sampled, not
-what tools answered: nobody tells how many tokens those are. And an answered turn can be kept in a journal.
+Limits, order and words are the same; two things are not. How many tokens a tool result has is known from the service's
+next prompt only, so a turn that turns out to be over the token limit has been sampled and is cut then. And an answered
+turn can be kept in a journal.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ async def _converse(
         # (2) does it end here?
         if reply.finish_reason == "length":
             return StopReason.TOKEN_LIMIT, final_text
+        if chat.num_tokens > limits.max_response_tokens:
+            return StopReason.TOKEN_LIMIT, ""
         if not turn.tool_calls:
             return StopReason.ANSWERED, final_text
         if chat.num_tool_turns >= limits.max_tool_turns:
@@ -168,13 +171,18 @@ class _Chat:
     tool_results: list[ToolResult] = field(default_factory=lambda: list[ToolResult]())
     usage: TokenUsage = field(default_factory=TokenUsage)
     first_prompt_tokens: int | None = None
+    num_context_tokens: int = 0
+    """Prompt and reply of the last turn, as the service counted them."""
     num_tool_turns: int = 0
     waited_s: float = 0.0
     """Time its calls waited for others: ours, not the dialogue's."""
 
     @property
     def num_tokens(self) -> int:
-        return self.usage.completion_tokens
+        """Everything after the first prompt; without tool results where the service does not count prompts."""
+        num_after_prompt = self.num_context_tokens - (self.first_prompt_tokens or self.num_context_tokens)
+        # the sum is larger where a service leaves earlier thinking out of its prompts
+        return max(num_after_prompt, self.usage.completion_tokens)
 
     @property
     def elapsed_s(self) -> float:
@@ -193,6 +201,8 @@ class _Chat:
         turn = replace(reply.message, tool_calls=calls)
         if reply.usage is not None and not self.turns:
             self.first_prompt_tokens = reply.usage.prompt_tokens or None
+        if reply.usage is not None:
+            self.num_context_tokens = reply.usage.prompt_tokens + reply.usage.completion_tokens
         self.usage += reply.usage or TokenUsage(completion_tokens=_estimate_tokens(turn))
         self.turns.append(turn)
         self.messages.append(turn)
