@@ -162,6 +162,10 @@ def test_mismatched_inputs_are_refused():
         row_weights([1, 1], [RowRole.ROLLOUT], [1, 1], aggregation="token_mean", num_questions=1)
     with pytest.raises(UserError, match="num_questions > 0"):
         row_weights([1], [RowRole.ROLLOUT], [1], aggregation="equation5", num_questions=0)
+    nan = float("nan")
+    for lengths, sizes, number in (([nan], [1], 1), ([1], [nan], 1), ([1], [1], nan)):
+        with pytest.raises(UserError, match="lengths must be >= 0"):
+            row_weights(lengths, [RowRole.ROLLOUT], sizes, aggregation="equation5", num_questions=number)
 
 
 def test_bad_options_are_refused():

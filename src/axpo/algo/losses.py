@@ -3,8 +3,9 @@
 The loss of a mini-batch is `sum_B weights_B * masked_sum(per_token_BT, mask_BT)` with `weights_B` from `row_weights`
 over all of its rows: any split of the rows into micro-batches sums to the same loss and gradient.
 
-Every per-token loss is to be minimised and has the shape of its inputs. None of them knows the mask: pass inputs that
-may hold inf or NaN where nothing learns through `zero_masked` first.
+Every per-token loss is to be minimized and has the shape of its inputs. None of them knows the mask: pass inputs that
+may hold inf or NaN where nothing learns through `zero_masked` first. Shapes are checked. Values are not, because masked
+positions may hold anything: `Rollout` and `TrainingRow` refuse log-probs that are not finite or exceed 0.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def row_weights(
     siblings_B = torch.as_tensor(group_sizes_B, dtype=torch.float64, device=lengths_B.device)
     if not len(lengths_B) == len(siblings_B) == len(roles):
         raise UserError(f"row_weights: got {len(lengths_B)} lengths, {len(roles)} roles, {len(siblings_B)} group sizes")
-    if bool((lengths_B < 0).any()) or bool((siblings_B < 1).any()) or num_questions <= 0:
+    if not (bool((lengths_B >= 0).all()) and bool((siblings_B >= 1).all()) and num_questions > 0):
         raise UserError("row_weights: lengths must be >= 0, group sizes >= 1 and num_questions > 0")
     learns_B = lengths_B > 0
     if aggregation == "token_mean":
