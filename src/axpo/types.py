@@ -347,7 +347,9 @@ class Rollout:
             if segment.kind.is_sampled:
                 _check_logprobs(f"Rollout {self.id}", self.behavior_logprobs[segment.start : segment.stop])
         if not math.isfinite(self.reward):
-            raise RecordError(f"Rollout {self.id}: the reward must be finite, got {self.reward}; check the reward function")
+            raise RecordError(
+                f"Rollout {self.id}: the reward must be finite, got {self.reward}; check the reward function"
+            )
         if self.prefix is not None and not 0 < self.prefix.num_tokens < num_tokens:
             raise RecordError(f"Rollout {self.id}: prefix of {self.prefix.num_tokens} tokens in {num_tokens}")
 
@@ -499,12 +501,16 @@ class TrainingRow:
     """Siblings in the group that gave the baseline: N, or K for continuations."""
     parent: str | None = None
     """Rollout id whose prefix this row inherits."""
+    old_logprobs: tuple[float, ...] | None = None
+    """[num_tokens]; under the trainer's policy before the first update of the step, read only where `loss_mask` is
+    True. None: `behavior_logprobs` are taken for them."""
 
     def __post_init__(self) -> None:
         num_tokens = len(self.token_ids)
-        for name in ("loss_mask", "advantages", "behavior_logprobs"):
-            if len(getattr(self, name)) != num_tokens:
-                raise RecordError(f"TrainingRow {self.id}: {num_tokens} tokens but {len(getattr(self, name))} {name}")
+        for name in ("loss_mask", "advantages", "behavior_logprobs", "old_logprobs"):
+            values = getattr(self, name)
+            if values is not None and len(values) != num_tokens:
+                raise RecordError(f"TrainingRow {self.id}: {num_tokens} tokens but {len(values)} {name}")
         learning = itertools.compress(self.behavior_logprobs, self.loss_mask)
         _check_logprobs(f"TrainingRow {self.id}", learning)
         if self.loss_mask and self.loss_mask[0]:

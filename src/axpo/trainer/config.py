@@ -179,10 +179,28 @@ class AlgorithmConfig(Table):
     loss: Literal["ppo_clip", "cispo"] = "ppo_clip"
     clip_low: float = Field(default=0.2, ge=0)
     clip_high: float = Field(default=0.4, ge=0)
+    old_logprobs: Literal["engine", "trainer"] = "engine"
+    """What the policy's ratio is relative to: the probabilities with which the engine sampled, or the trainer's own
+    before the first update of a step, from one more forward pass. Where the two differ (bfloat16), the engine's make
+    the first ratios differ from 1."""
+    importance_cap: float = Field(default=0.0, ge=0)
+    """With `old_logprobs = "trainer"`: weigh each token's loss (not its KL term) by the trainer's over the engine's
+    probability, at most this (truncated importance sampling; 2 is usual). 0: no weights."""
     aggregation: Literal["token_mean", "sequence_mean", "equation5"] = "token_mean"
     kl_coef: float = Field(default=1e-3, ge=0)
     """beta, nats of divergence from the initial checkpoint to loss."""
-    kl_estimator: Literal["k1", "k3"] = "k3"
+    kl_estimator: Literal["k3", "exact"] = "k3"
+    """`k3` estimates the divergence from the sampled token, at most 10 nats each; `exact` sums it over the whole
+    vocabulary at every position, which costs the reference's language head in the forward and the backward pass."""
+
+    @model_validator(mode="after")
+    def _weights_need_both_probabilities(self) -> Self:
+        if self.importance_cap and self.old_logprobs != "trainer":
+            raise ValueError(
+                "algorithm.importance_cap: weights compare the trainer's probabilities with the engine's; set "
+                "algorithm.old_logprobs to trainer, or importance_cap to 0"
+            )
+        return self
 
 
 class TrainConfig(Table):
