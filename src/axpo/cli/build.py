@@ -193,9 +193,11 @@ def build_engine(parts: Parts) -> HfEngine:
 
 def build_policy(parts: Parts, *, has_reference: bool) -> Policy:
     """The model that learns."""
+    reference_path = parts.config.model.reference_path
     return Policy(
         parts.config.model,
         path=parts.model_path,
+        reference_path=resolve_model_path(reference_path) if reference_path is not None else None,
         preprocessor=parts.preprocessor,
         store=parts.store,
         device=parts.device,

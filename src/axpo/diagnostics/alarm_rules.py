@@ -196,7 +196,7 @@ def _find_kl_runaway(past: Past, is_standing: bool) -> Finding | None:
         return None
     return Finding(
         level="warning",
-        text=f"The policy is {typical:.2g} nats per token away from the initial checkpoint (median of {SHORT_STEPS} "
+        text=f"The policy is {typical:.2g} nats per token away from the reference (median of {SHORT_STEPS} "
         "steps; limit 1).",
         advice="It may be forgetting what it could do: look at the held-out score, lower `train.learning_rate`, raise "
         "`algorithm.kl_coef`.",

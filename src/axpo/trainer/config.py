@@ -73,6 +73,10 @@ class ModelConfig(Table):
     path: str
     """A folder or a hub id in the layout of Qwen3-VL, or `mini`: the small checkpoint that ships with this package.
     With an endpoint: the name under which it knows the model."""
+    reference_path: OptionalText = None
+    """The reference of the KL term, a checkpoint of the same model; default: `path`. When `path` comes out of
+    reinforcement learning, name the supervised checkpoint here: otherwise the divergence is counted from `path`. With
+    LoRA it takes the memory of a second model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision. Master weights and optimiser state are float32 in either case."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -188,7 +192,7 @@ class AlgorithmConfig(Table):
     probability, at most this (truncated importance sampling; 2 is usual). 0: no weights."""
     aggregation: Literal["token_mean", "sequence_mean", "equation5"] = "token_mean"
     kl_coef: float = Field(default=1e-3, ge=0)
-    """beta, nats of divergence from the initial checkpoint to loss."""
+    """beta, nats of divergence from the reference (`model.reference_path`) to loss."""
     kl_estimator: Literal["k3", "exact"] = "k3"
     """`k3` estimates the divergence from the sampled token, at most 10 nats each; `exact` sums it over the whole
     vocabulary at every position, which costs the reference's language head in the forward and the backward pass."""

@@ -15,7 +15,7 @@ import torch
 
 from axpo.algo.losses import exact_kl
 from axpo.errors import MissingExtraError
-from axpo.models.loading import find_checkpoint_file, load_model
+from axpo.models.loading import check_same_model, find_checkpoint_file, load_model
 from axpo.models.qwen3_vl import (
     ImageFeatureCache,
     Reference,
@@ -55,7 +55,7 @@ class Policy:
 
     `model.dtype = "bfloat16"` computes under autocast; weights, gradients and optimiser state stay float32. The
     reference of the KL term shares whatever cannot change: all of the base model under LoRA, the vision tower and its
-    features when that is frozen.
+    features when that is frozen. A reference from another checkpoint shares the vision tower if its weights are equal.
     """
 
     def __init__(
@@ -69,24 +69,32 @@ class Policy:
         temperature: float,
         banned_token_ids: Sequence[int],
         has_reference: bool,
+        reference_path: Path | str | None = None,
     ) -> None:
+        """`reference_path`: checkpoint of the reference; None: `path`. Not read unless `has_reference`."""
         self._path = path
         self._dtype = config.dtype
         self._device = device
         self._temperature = temperature
         self._banned_token_ids = tuple(banned_token_ids)
         self._learns_vision = not config.freeze_vision
+        if has_reference and reference_path is not None:
+            check_same_model(path, reference_path)
         model = load_model(path, dtype="float32", attn_implementation=config.attn_implementation, device=device)
         model.requires_grad_(True)
         if config.freeze_vision:
             model.model.visual.requires_grad_(False)
-        self._reference = _copy_without_gradient(model) if has_reference and not config.lora_rank else None
+        self._reference = None
+        if has_reference and reference_path is not None:
+            self._reference = _load_reference(reference_path, model, config, device=device)
+        elif has_reference and not config.lora_rank:
+            self._reference = _copy_without_gradient(model)
         self._model = _add_lora(model, config) if config.lora_rank else model
         if config.gradient_checkpointing:
             _enable_checkpointing(base_model(self._model))
         self._features = ImageFeatureCache(self._model, preprocessor, store)
         self._reference_features = self._features
-        if self._reference is not None and not config.freeze_vision:
+        if self._reference is not None and self._reference.model.visual is not model.model.visual:
             self._reference_features = ImageFeatureCache(self._reference, preprocessor, store)
 
     @property
@@ -223,6 +231,15 @@ def _copy_without_gradient(model: Any) -> Any:
     """A copy of what can change; frozen modules are shared."""
     frozen = [module for module in (model.model.visual,) if not any(p.requires_grad for p in module.parameters())]
     return copy.deepcopy(model, {id(module): module for module in frozen}).requires_grad_(False)
+
+
+def _load_reference(path: Path | str, model: Any, config: ModelConfig, *, device: torch.device) -> Any:
+    """The reference of another checkpoint; a vision tower that equals the frozen one of `model` is shared."""
+    reference = load_model(path, dtype="float32", attn_implementation=config.attn_implementation, device=device)
+    pairs = zip(reference.model.visual.parameters(), model.model.visual.parameters(), strict=True)
+    if config.freeze_vision and all(torch.equal(theirs, ours) for theirs, ours in pairs):
+        reference.model.visual = model.model.visual
+    return reference.requires_grad_(False)
 
 
 def _add_lora(model: Any, config: ModelConfig) -> Any:
