@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from fractions import Fraction as ExactFraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
@@ -274,19 +273,6 @@ def parse_config(table: Mapping[str, Any], *, origin: str, kind: type[AnyConfig]
     except ValidationError as error:
         lines = [_explain(problem, kind) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from error
-
-
-def check_resampling(config: Config, *, origin: str) -> None:
-    """Raise `ConfigError` when the budget of a step never pays for a prefix; for reinforcement learning only."""
-    algorithm = config.algorithm
-    num_rollouts = config.rollout.questions_per_step * config.rollout.group_size
-    budget = int(ExactFraction(str(algorithm.resample_budget_frac)) * num_rollouts)
-    if algorithm.resample_budget_frac > 0 and budget < algorithm.num_continuations:
-        raise ConfigError(
-            f"{origin}: algorithm.resample_budget_frac: a budget of {budget} continuations (of {num_rollouts} rollouts "
-            f"a step) never pays for one prefix of num_continuations = {algorithm.num_continuations}; "
-            "raise it, or set it to 0 for GRPO"
-        )
 
 
 def format_toml(config: Config) -> str:
