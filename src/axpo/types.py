@@ -327,6 +327,8 @@ class Rollout:
     """Finite; 1.0 and above counts as correct."""
     tool_results: tuple[ToolResult, ...] = ()
     prefix: PrefixRef | None = None
+    num_calls_in_thinking: int = 0
+    """Opening tool-call tags inside thinking. They are no calls: nothing runs, and they are no use of a tool."""
     policy_version: int = 0
     wall_time_s: float = 0.0
 

@@ -217,6 +217,19 @@ def _find_tool_never_called(past: Past, is_standing: bool) -> Finding | None:
     )
 
 
+def _find_calls_in_thinking(past: Past, is_standing: bool) -> Finding | None:
+    share = past.share("rollout/calls_in_thinking", "rollout/count", SHORT_STEPS)
+    if share.whole < MIN_ROLLOUTS or share.rate <= (0.03 if is_standing else 0.05):
+        return None
+    return Finding(
+        level="warning",
+        text=f"{share.rate:.0%} of {share.whole:.0f} rollouts wrote a tool call inside their thinking.",
+        advice="Such a call is not run, is no use of a tool and triggers no resampling. Fine-tune first on "
+        "demonstrations that close the thinking before they call; check that `model.path` has the chat template it was "
+        "trained with.",
+    )
+
+
 def _find_tool_use_falling(past: Past, is_standing: bool) -> Finding | None:
     top, now = past.top_tool_use, past.share("rollout/tool_use_rate", "rollout/count", SHORT_STEPS)
     if top is None or now.whole < MIN_ROLLOUTS or _find_tool_use_vanishing(past, is_standing=False) is not None:
@@ -427,6 +440,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "canary_failed": _find_canary_failed,
         "logprob_gap": _find_logprob_gap,
         "tool_never_called": _find_tool_never_called,
+        "calls_in_thinking": _find_calls_in_thinking,
         "tool_use_vanishing": _find_tool_use_vanishing,
         "tool_use_falling": _find_tool_use_falling,
         "all_wrong_rising": _find_all_wrong_rising,
