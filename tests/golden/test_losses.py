@@ -12,6 +12,7 @@ from axpo.algo import (
     clipped_surrogate_loss,
     cross_entropy_loss,
     exact_kl,
+    importance_weights,
     kl_penalty,
     masked_sum,
     row_weights,
@@ -140,6 +141,22 @@ def test_exact_kl_of_a_policy_that_lost_a_token_stays_small():
     assert logits_V.grad.tolist() == [0.0, 0.0]
 
 
+# min(pi_old / mu, cap)
+@pytest.mark.parametrize(
+    ("old", "behavior", "weight"), [(0.3, 0.3, 1.0), (0.3, 0.6, 0.5), (0.3, 0.2, 1.5), (0.8, 0.1, 2.0), (0.1, 1.0, 0.1)]
+)
+def test_importance_weights(old, behavior, weight):
+    old, behavior = torch.tensor([log(old)], requires_grad=True), torch.tensor([log(behavior)])
+    weights = importance_weights(old, behavior, cap=2.0)
+    assert weights.tolist() == pytest.approx([weight])
+    assert not weights.requires_grad
+
+
+def test_importance_weights_of_hopeless_gaps_are_finite():
+    weights = importance_weights(torch.tensor([-500.0, -1.0]), torch.tensor([-1.0, -500.0]), cap=2.0)
+    assert weights.tolist() == pytest.approx([0.0, 2.0], abs=1e-8)
+
+
 def test_cross_entropy_is_the_negative_log_likelihood():
     assert cross_entropy_loss(torch.tensor([log(1 / 2), 0.0])).tolist() == pytest.approx([log(2), 0.0])
 
@@ -198,6 +215,8 @@ def test_mismatched_inputs_are_refused():
         kl_penalty(torch.zeros(2), torch.zeros(3))
     with pytest.raises(UserError, match=r"logprobs \(2, 3\), reference_logprobs \(2, 1\)"):
         exact_kl(torch.zeros(2, 3), torch.zeros(2, 1))
+    with pytest.raises(UserError, match="shapes must be equal"):
+        importance_weights(torch.zeros(2), torch.zeros(3), cap=2.0)
     with pytest.raises(UserError, match="boolean"):
         zero_masked(torch.zeros(2), torch.ones(2))
     with pytest.raises(UserError, match="2 lengths, 1 roles, 2 group sizes"):
@@ -211,6 +230,9 @@ def test_mismatched_inputs_are_refused():
 
 
 def test_bad_options_are_refused():
+    for cap in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="cap: expected a number > 0"):
+            importance_weights(torch.zeros(1), torch.zeros(1), cap=cap)
     with pytest.raises(ConfigError, match=r"clip_low=-0\.1"):
         clipped_surrogate_loss(torch.zeros(1), torch.zeros(1), torch.zeros(1), clip_low=-0.1)
     with pytest.raises(ConfigError, match="aggregation"):
