@@ -81,6 +81,23 @@ def test_the_expected_penalty_is_the_exact_divergence(policy, reference):
     assert exact >= -1e-12
 
 
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.lists(st.floats(-1, 1), min_size=3, max_size=3))
+def test_the_expected_gradient_of_the_penalty_is_that_of_the_other_direction(policy, reference):
+    """KL(reference || policy): what `kl_penalty` pulls towards, while `exact_kl` is about KL(policy || reference)."""
+    reference_V = torch.tensor(reference, dtype=torch.float64).log_softmax(-1)
+    gradients = []
+    for divergence in (
+        lambda logprobs_V: (logprobs_V.exp().detach() * kl_penalty(logprobs_V, reference_V)).sum(),
+        lambda logprobs_V: exact_kl(reference_V, logprobs_V.clone()),
+        lambda logprobs_V: (reference_V.exp() * (reference_V - logprobs_V)).sum(),
+    ):
+        logits_V = torch.tensor(policy, dtype=torch.float64, requires_grad=True)
+        value = divergence(logits_V.log_softmax(-1))
+        gradients.append(torch.autograd.grad(value, logits_V)[0] if value.requires_grad else None)
+    assert gradients[1] is None  # the second argument is a constant
+    torch.testing.assert_close(gradients[0], gradients[2])
+
+
 @given(st.integers(0, 2**16))
 def test_the_clipped_surrogate_never_promises_more_than_the_unclipped_one(seed):
     logprobs_BT, old_BT, _, advantages_BT, _ = random_batch(seed)

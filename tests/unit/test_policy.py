@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import axpo.cli.build as cli_build
 import axpo.models.qwen3_vl as qwen3_vl
 from axpo.errors import CheckpointError
 from axpo.images import ContentImageStore
@@ -260,3 +261,17 @@ def test_a_reference_of_another_model_is_refused(tiny_checkpoint: Path, tmp_path
 
     written = changed("written", "config.json", lambda c: c.update(transformers_version="4.57", dtype="bfloat16"))
     build_policy(tiny_checkpoint, reference_path=written)
+
+
+def test_the_command_line_passes_the_reference_on(
+    tiny_checkpoint: Path, other_checkpoint: Path, tmp_path: Path
+) -> None:
+    paths = {"path": str(tiny_checkpoint), "reference_path": str(other_checkpoint)}
+    config = Config.model_validate({"model": paths, "data": {"tools": []}, "run": {"device": "cpu"}})
+    parts = cli_build.build_parts(config, store=ContentImageStore(tmp_path))
+    rows = rows_of()
+    policy = cli_build.build_policy(parts, has_reference=True)
+    same = replace(parts, config=Config.model_validate({"model": {"path": str(other_checkpoint)}}))
+    other = cli_build.build_policy(replace(same, model_path=other_checkpoint), has_reference=True)
+    assert torch.equal(reference_logprobs(policy, rows), reference_logprobs(other, rows))
+    assert cli_build.build_policy(parts, has_reference=False)._reference is None
