@@ -20,9 +20,6 @@ from typing import Any, Literal, cast
 
 from axpo.errors import RecordError
 
-MAX_LOGPROB = 1e-6
-"""Nats. What a log-probability may exceed zero by, through rounding."""
-
 JsonValue = Any  # str | int | float | bool | None | list | dict, as `json.loads` returns it
 
 
@@ -141,11 +138,6 @@ class ToolFailure:
     kind: FailureKind
     message: str
 
-    @property
-    def is_model_fault(self) -> bool:
-        """False only for a fault of ours."""
-        return self.kind.is_model_fault
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
@@ -254,8 +246,8 @@ class GenerationRequest:
 
 
 def _check_logprobs(owner: str, logprobs: Iterable[float]) -> None:
-    # NaN compares false with everything. An engine may report a log-prob just above zero by rounding.
-    bad = [value for value in logprobs if not -math.inf < value <= MAX_LOGPROB]
+    # NaN compares false with everything. By rounding an engine may report a log-prob just above zero.
+    bad = [value for value in logprobs if not -math.inf < value <= 1e-6]
     if bad:
         raise RecordError(
             f"{owner}: log-probs of sampled tokens must be finite and <= 0 (natural logarithms of probabilities), "
@@ -328,7 +320,7 @@ class Rollout:
     tool_results: tuple[ToolResult, ...] = ()
     prefix: PrefixRef | None = None
     num_calls_in_thinking: int = 0
-    """Opening tool-call tags inside thinking. They are no calls: nothing runs, and they are no use of a tool."""
+    """Opening tool-call tags inside thinking. They are no calls: nothing is run and no tool is used."""
     policy_version: int = 0
     wall_time_s: float = 0.0
 
@@ -349,9 +341,7 @@ class Rollout:
             if segment.kind.is_sampled:
                 _check_logprobs(f"Rollout {self.id}", self.behavior_logprobs[segment.start : segment.stop])
         if not math.isfinite(self.reward):
-            raise RecordError(
-                f"Rollout {self.id}: the reward must be finite, got {self.reward}; check the reward function"
-            )
+            raise RecordError(f"Rollout {self.id}: the reward must be finite, got {self.reward}; check its function")
         if self.prefix is not None and not 0 < self.prefix.num_tokens < num_tokens:
             raise RecordError(f"Rollout {self.id}: prefix of {self.prefix.num_tokens} tokens in {num_tokens}")
 
@@ -513,8 +503,7 @@ class TrainingRow:
             values = getattr(self, name)
             if values is not None and len(values) != num_tokens:
                 raise RecordError(f"TrainingRow {self.id}: {num_tokens} tokens but {len(values)} {name}")
-        learning = itertools.compress(self.behavior_logprobs, self.loss_mask)
-        _check_logprobs(f"TrainingRow {self.id}", learning)
+        _check_logprobs(f"TrainingRow {self.id}", itertools.compress(self.behavior_logprobs, self.loss_mask))
         if self.loss_mask and self.loss_mask[0]:
             raise RecordError(f"TrainingRow {self.id}: the first token has no context and cannot learn")
 

@@ -138,6 +138,23 @@ def test_exact_kl_and_its_gradient_are_those_of_the_dense_computation(
     assert all(parameter.grad is None for parameter in policy._reference.parameters())
 
 
+def test_exact_kl_in_bfloat16_is_close_in_value_and_gradient(tiny_checkpoint: Path) -> None:
+    outcomes: list[tuple[Tensor, Tensor]] = []
+    for dtype in ("float32", "bfloat16"):
+        policy = build_policy(tiny_checkpoint, dtype=dtype)
+        move(policy)
+        rows = rows_of()
+        found_BT = policy.logprobs(rows, mask_of(rows), with_exact_kl=True).divergence_BT
+        assert found_BT is not None
+        found_BT.sum().backward()
+        parameters = policy.trainable_parameters().values()
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        outcomes.append((found_BT.detach(), gradient))
+    (exact_BT, exact), (rounded_BT, rounded) = outcomes
+    assert rounded_BT.sum() == pytest.approx(exact_BT.sum().item(), rel=0.1)
+    assert torch.nn.functional.cosine_similarity(rounded, exact, dim=0) > 0.98
+
+
 @needs_peft
 def test_exact_kl_of_adapters_is_relative_to_the_model_without_them(tiny_checkpoint: Path) -> None:
     pytest.importorskip("peft")

@@ -16,13 +16,10 @@ from typing import Any, Literal
 
 WINDOW_STEPS = 10
 """Training steps an alarm about a trend looks back."""
-
 SHORT_STEPS = 5
 """Training steps an alarm about a level looks back."""
-
 CALL_STEPS = 3
 """Training steps an alarm about tool calls looks back: there are many calls in a step."""
-
 EARLIER_DECAY = 0.97
 """Weight that an earlier step loses with each further one: half of it in 23 steps."""
 
@@ -224,9 +221,8 @@ def _find_calls_in_thinking(past: Past, is_standing: bool) -> Finding | None:
     return Finding(
         level="warning",
         text=f"{share.rate:.0%} of {share.whole:.0f} rollouts wrote a tool call inside their thinking.",
-        advice="Such a call is not run, is no use of a tool and triggers no resampling. Fine-tune first on "
-        "demonstrations that close the thinking before they call; check that `model.path` has the chat template it was "
-        "trained with.",
+        advice="Such a call is not run and triggers no resampling. Fine-tune first on demonstrations that close the "
+        "thinking before they call; check that the checkpoint has the chat template it was trained with.",
     )
 
 

@@ -219,7 +219,7 @@ class TrainConfig(Table):
     mini_batches: Positive = 1
     """Optimiser updates per epoch over the rows of a step."""
     epochs: Positive = 1
-    """Passes over the rows of a step, with frozen behaviour log-probs."""
+    """Passes over the rows of a step, with the same old log-probs."""
     tokens_per_micro_batch: Positive = 16384
     """Padded tokens of one forward; memory only, never the result."""
     rows_per_step: Positive = 64
