@@ -246,6 +246,8 @@ class ParsedTurn:
     visible_text: str
     """Text after the thinking and around calls, without end-of-turn token and surrounding whitespace; empty when the
     thinking never closed."""
+    num_calls_in_thinking: int = 0
+    """Opening tool-call tags inside the thinking, which open no call."""
 
 
 class Renderer(Protocol):

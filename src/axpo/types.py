@@ -11,8 +11,9 @@ Log-probabilities are natural logarithms (nats). Token ranges are half-open. Tim
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, cast
@@ -137,11 +138,6 @@ class ToolFailure:
     kind: FailureKind
     message: str
 
-    @property
-    def is_model_fault(self) -> bool:
-        """False only for a fault of ours."""
-        return self.kind.is_model_fault
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
@@ -249,6 +245,16 @@ class GenerationRequest:
     """Alone decides the random choices of this request, whatever else is in the batch."""
 
 
+def _check_logprobs(owner: str, logprobs: Iterable[float]) -> None:
+    # NaN compares false with everything. By rounding an engine may report a log-prob just above zero.
+    bad = [value for value in logprobs if not -math.inf < value <= 1e-6]
+    if bad:
+        raise RecordError(
+            f"{owner}: log-probs of sampled tokens must be finite and <= 0 (natural logarithms of probabilities), "
+            f"got {bad[:3]}"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """What an engine sampled. The stop token is included."""
@@ -262,9 +268,7 @@ class Completion:
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.logprobs):
             raise RecordError(f"Completion: {len(self.token_ids)} tokens but {len(self.logprobs)} log-probs")
-        bad = [value for value in self.logprobs if not math.isfinite(value) or value > 1e-6]
-        if bad:
-            raise RecordError(f"Completion: log-probs must be finite and <= 0, got {bad[:3]}")
+        _check_logprobs("Completion", self.logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +307,7 @@ class Rollout:
     problem_id: str
     token_ids: tuple[int, ...]
     behavior_logprobs: tuple[float, ...]
-    """[num_tokens]; 0.0 where the token was not sampled (prompt, tool results)."""
+    """[num_tokens], finite and <= 0 where the token was sampled; elsewhere (prompt, tool results) 0.0, never read."""
     segments: tuple[Segment, ...]
     """They tile `token_ids` without gap or overlap."""
     images: tuple[ImageRef, ...]
@@ -312,8 +316,11 @@ class Rollout:
     final_text: str
     """Visible text of the last turn; what the reward reads. Empty when the rollout did not get there."""
     reward: float
+    """Finite; 1.0 and above counts as correct."""
     tool_results: tuple[ToolResult, ...] = ()
     prefix: PrefixRef | None = None
+    num_calls_in_thinking: int = 0
+    """Opening tool-call tags inside thinking. They are no calls: nothing is run and no tool is used."""
     policy_version: int = 0
     wall_time_s: float = 0.0
 
@@ -330,6 +337,11 @@ class Rollout:
             expected = segment.stop
         if expected != num_tokens:
             raise RecordError(f"Rollout {self.id}: segments end at {expected}, tokens at {num_tokens}")
+        for segment in self.segments:
+            if segment.kind.is_sampled:
+                _check_logprobs(f"Rollout {self.id}", self.behavior_logprobs[segment.start : segment.stop])
+        if not math.isfinite(self.reward):
+            raise RecordError(f"Rollout {self.id}: the reward must be finite, got {self.reward}; check its function")
         if self.prefix is not None and not 0 < self.prefix.num_tokens < num_tokens:
             raise RecordError(f"Rollout {self.id}: prefix of {self.prefix.num_tokens} tokens in {num_tokens}")
 
@@ -481,12 +493,17 @@ class TrainingRow:
     """Siblings in the group that gave the baseline: N, or K for continuations."""
     parent: str | None = None
     """Rollout id whose prefix this row inherits."""
+    old_logprobs: tuple[float, ...] | None = None
+    """[num_tokens]; under the trainer's policy before the first update of the step, read only where `loss_mask` is
+    True. None: `behavior_logprobs` are taken for them."""
 
     def __post_init__(self) -> None:
         num_tokens = len(self.token_ids)
-        for name in ("loss_mask", "advantages", "behavior_logprobs"):
-            if len(getattr(self, name)) != num_tokens:
-                raise RecordError(f"TrainingRow {self.id}: {num_tokens} tokens but {len(getattr(self, name))} {name}")
+        for name in ("loss_mask", "advantages", "behavior_logprobs", "old_logprobs"):
+            values = getattr(self, name)
+            if values is not None and len(values) != num_tokens:
+                raise RecordError(f"TrainingRow {self.id}: {num_tokens} tokens but {len(values)} {name}")
+        _check_logprobs(f"TrainingRow {self.id}", itertools.compress(self.behavior_logprobs, self.loss_mask))
         if self.loss_mask and self.loss_mask[0]:
             raise RecordError(f"TrainingRow {self.id}: the first token has no context and cannot learn")
 

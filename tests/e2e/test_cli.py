@@ -102,7 +102,7 @@ def test_only_training_needs_a_budget_that_pays_for_a_prefix(
 ) -> None:
     words = words_of(algorithm__resample_budget_frac=0.1, data__max_eval_rows=1)  # floor(0.1 * 2 * 4) = 0
     assert main(["train", "config.toml", *words, *words_of(run__output_dir=tmp_path / "run")]) == 2
-    told = "error: config.toml: algorithm.resample_budget_frac: a budget of 0 continuations"
+    told = "error: algorithm.resample_budget_frac: a budget of 0 continuations per step (2 questions x 4 rollouts)"
     assert capsys.readouterr().err.startswith(told)
     assert not (tmp_path / "run").exists()
     assert main(["eval", "config.toml", *words, "--out", str(tmp_path / "eval")]) == 0

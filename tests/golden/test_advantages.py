@@ -102,6 +102,11 @@ def test_bad_rewards_are_refused(rewards):
         group_relative_advantages(rewards)
 
 
+def test_a_reward_that_recovery_would_replace_is_checked_too():
+    with pytest.raises(UserError, match="every reward must be finite"):
+        prefix_advantage([float("nan"), 0.0, 1.0], source=0, is_recovered=True)
+
+
 def test_bad_options_are_refused():
     with pytest.raises(ConfigError, match="sample, population, none; got 'biased'"):
         group_relative_advantages([1.0], std="biased")

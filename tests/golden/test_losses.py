@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log
+from math import exp, log
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from axpo.algo import (
     cispo_loss,
     clipped_surrogate_loss,
     cross_entropy_loss,
+    exact_kl,
+    importance_weights,
     kl_penalty,
     masked_sum,
     row_weights,
@@ -80,24 +82,79 @@ def test_the_sampling_policy_is_a_constant():
     assert logprobs.grad.tolist() == [-1.0]
 
 
-def test_kl_estimators():
-    # pi = 1/2, reference = 1/4: d = log(1/2). k1 = log 2; k3 = 1/2 - 1 + log 2.
+def test_kl_penalty():
+    # pi = 1/2, reference = 1/4: d = log(1/2), k3 = 1/2 - 1 + log 2.
     policy = torch.tensor([log(1 / 2)], dtype=torch.float64, requires_grad=True)
-    reference = torch.tensor([log(1 / 4)], dtype=torch.float64)
-    assert kl_penalty(policy, reference, estimator="k1").item() == pytest.approx(log(2))
-    k3 = kl_penalty(policy, reference)
-    assert k3.item() == pytest.approx(log(2) - 1 / 2)
-    k3.sum().backward()
+    penalty = kl_penalty(policy, torch.tensor([log(1 / 4)], dtype=torch.float64))
+    assert penalty.item() == pytest.approx(log(2) - 1 / 2)
+    penalty.sum().backward()
     assert policy.grad.item() == pytest.approx(1 / 2)  # 1 - exp(d)
     assert kl_penalty(policy, policy).item() == 0.0
 
 
-def test_kl_of_a_policy_that_lost_a_token_stays_finite():
-    policy = torch.tensor([-500.0], requires_grad=True)
-    penalty = kl_penalty(policy, torch.tensor([-1.0]))
+# exp(d) - 1 - d reaches 10 at d = 2.610 and at d = -11; beyond, value and gradient are held.
+@pytest.mark.parametrize(
+    ("d", "value", "gradient"),
+    [
+        (2.6, exp(2.6) - 3.6, 1 - exp(2.6)),
+        (2.62, 10.0, 0.0),
+        (20.0, 10.0, 0.0),
+        (-10.9, exp(-10.9) + 9.9, 1 - exp(-10.9)),
+        (-11.1, 10.0, 0.0),
+        (500.0, 10.0, 0.0),
+        (-500.0, 10.0, 0.0),
+    ],
+)
+def test_kl_penalty_of_one_token_is_at_most_10_nats(d, value, gradient):
+    policy = torch.tensor([-1.0 - d], dtype=torch.float64, requires_grad=True)
+    penalty = kl_penalty(policy, torch.tensor([-1.0], dtype=torch.float64))
     penalty.sum().backward()
-    assert penalty.isfinite().all()
-    assert policy.grad.tolist() == [0.0]
+    assert (penalty.item(), policy.grad.item()) == pytest.approx((value, gradient))
+
+
+def test_exact_kl():
+    # p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): 1/2 log 2 + 0 - 1/4 log 2 = 1/4 log 2.
+    # Its gradient in the logits is p_v (log p_v - log q_v - KL).
+    banned = -torch.inf
+    logits_V = torch.tensor([log(2), 0.0, 0.0, banned], dtype=torch.float64, requires_grad=True)
+    reference_V = torch.tensor([log(1 / 4), log(1 / 4), log(1 / 2), banned], dtype=torch.float64)
+    divergence = exact_kl(logits_V.log_softmax(-1), reference_V)
+    divergence.backward()
+    kl = log(2) / 4
+    assert divergence.item() == pytest.approx(kl)
+    expected = [1 / 2 * (log(2) - kl), 1 / 4 * (0 - kl), 1 / 4 * (-log(2) - kl), 0.0]
+    assert logits_V.grad.tolist() == pytest.approx(expected)
+
+
+def test_exact_kl_is_zero_where_policy_and_reference_agree():
+    logprobs_TV = torch.tensor([[3.0, -1.0, 0.5], [0.0, 1.0, 2.0]]).log_softmax(-1)
+    changed_TV = torch.tensor([[3.0, -1.0, 0.5], [0.0, 2.0, 2.0]]).log_softmax(-1)
+    same, other = exact_kl(logprobs_TV, changed_TV).tolist()
+    assert same == 0.0 < other
+
+
+def test_exact_kl_of_a_policy_that_lost_a_token_stays_small():
+    logits_V = torch.tensor([-500.0, 0.0], requires_grad=True)
+    divergence = exact_kl(logits_V.log_softmax(-1), torch.tensor([log(1 / 2), log(1 / 2)]))
+    divergence.backward()
+    assert divergence.item() == pytest.approx(log(2))  # all of p on a token of which q has half
+    assert logits_V.grad.tolist() == [0.0, 0.0]
+
+
+# min(pi_old / mu, cap)
+@pytest.mark.parametrize(
+    ("old", "behavior", "weight"), [(0.3, 0.3, 1.0), (0.3, 0.6, 0.5), (0.3, 0.2, 1.5), (0.8, 0.1, 2.0), (0.1, 1.0, 0.1)]
+)
+def test_importance_weights(old, behavior, weight):
+    old, behavior = torch.tensor([log(old)], requires_grad=True), torch.tensor([log(behavior)])
+    weights = importance_weights(old, behavior, cap=2.0)
+    assert weights.tolist() == pytest.approx([weight])
+    assert not weights.requires_grad
+
+
+def test_importance_weights_of_hopeless_gaps_are_finite():
+    weights = importance_weights(torch.tensor([-500.0, -1.0]), torch.tensor([-1.0, -500.0]), cap=2.0)
+    assert weights.tolist() == pytest.approx([0.0, 2.0], abs=1e-8)
 
 
 def test_cross_entropy_is_the_negative_log_likelihood():
@@ -156,18 +213,27 @@ def test_mismatched_inputs_are_refused():
         clipped_surrogate_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 1))
     with pytest.raises(UserError, match="shapes must be equal"):
         kl_penalty(torch.zeros(2), torch.zeros(3))
+    with pytest.raises(UserError, match=r"logprobs \(2, 3\), reference_logprobs \(2, 1\)"):
+        exact_kl(torch.zeros(2, 3), torch.zeros(2, 1))
+    with pytest.raises(UserError, match="shapes must be equal"):
+        importance_weights(torch.zeros(2), torch.zeros(3), cap=2.0)
     with pytest.raises(UserError, match="boolean"):
         zero_masked(torch.zeros(2), torch.ones(2))
     with pytest.raises(UserError, match="2 lengths, 1 roles, 2 group sizes"):
         row_weights([1, 1], [RowRole.ROLLOUT], [1, 1], aggregation="token_mean", num_questions=1)
     with pytest.raises(UserError, match="num_questions > 0"):
         row_weights([1], [RowRole.ROLLOUT], [1], aggregation="equation5", num_questions=0)
+    nan = float("nan")
+    for lengths, sizes, number in (([nan], [1], 1), ([1], [nan], 1), ([1], [1], nan)):
+        with pytest.raises(UserError, match="lengths must be >= 0"):
+            row_weights(lengths, [RowRole.ROLLOUT], sizes, aggregation="equation5", num_questions=number)
 
 
 def test_bad_options_are_refused():
+    for cap in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="cap: expected a number > 0"):
+            importance_weights(torch.zeros(1), torch.zeros(1), cap=cap)
     with pytest.raises(ConfigError, match=r"clip_low=-0\.1"):
         clipped_surrogate_loss(torch.zeros(1), torch.zeros(1), torch.zeros(1), clip_low=-0.1)
-    with pytest.raises(ConfigError, match="estimator"):
-        kl_penalty(torch.zeros(1), torch.zeros(1), estimator="k2")
     with pytest.raises(ConfigError, match="aggregation"):
         row_weights([1], [RowRole.ROLLOUT], [1], aggregation="mean", num_questions=1)

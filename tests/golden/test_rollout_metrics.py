@@ -99,6 +99,15 @@ def test_generated_tokens_leave_out_the_inherited_prefix() -> None:
     assert (metrics["length/prompt_mean"], metrics["length/response_mean"]) == (3, 12)
 
 
+def test_calls_inside_thinking_are_counted_by_rollout() -> None:
+    rollouts = [replace(build_rollout(f"q0/{n}"), num_calls_in_thinking=n) for n in (0, 1, 3)]
+    groups = [RolloutGroup(problem_id="q0", rollouts=tuple(rollouts)), build_group("q1", tool=[0])]
+    metrics = rollout_metrics(groups, [], EMPTY_PLAN, 0)
+    assert metrics["rollout/calls_in_thinking"] == 2 / 4
+    assert metrics["rollout/tool_use_rate"] == 1 / 4
+    assert rollout_metrics([], [], EMPTY_PLAN, 0)["rollout/calls_in_thinking"] is None
+
+
 def test_calls_failures_and_their_time() -> None:
     made_up = ToolResult(
         call=ToolCall(id="c", name="../<b>", arguments={}),

@@ -1,21 +1,21 @@
-"""Every option of [algorithm] is connected: in the step below, changing it changes plan, rows or loss."""
+"""Every option of [algorithm] is connected: in the step below, changing it changes plan, rows or gradient."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from axpo.algo import (
-    assign_credit,
-    cispo_loss,
-    clipped_surrogate_loss,
-    kl_penalty,
-    masked_sum,
-    plan_resampling,
-    row_weights,
-)
-from axpo.trainer.config import AlgorithmConfig
-from axpo.types import RolloutGroup
+from axpo.algo import assign_credit, plan_resampling
+from axpo.images import ContentImageStore
+from axpo.models.preprocessing import ImagePreprocessor
+from axpo.trainer.config import AlgorithmConfig, Config
+from axpo.trainer.policy import Policy
+from axpo.trainer.step import score_rows, train_step
+from axpo.types import RolloutGroup, TrainingRow
 from records import build_continuations, build_rollout
 
 # The budget allows one prefix. By its first call `a` (0.38) is less sure than `b` (0.4), by its last call (0.9) and by
@@ -34,8 +34,27 @@ GROUPS = [
 ]
 
 
-def observe(config: AlgorithmConfig):
-    """Plan, rows and loss of one step under a configuration."""
+@pytest.fixture(scope="module")
+def policy(tiny_checkpoint: Path) -> Policy:
+    torch.set_num_threads(1)
+    built = Policy(
+        Config.model_validate({"model": {"path": "x"}}).model,
+        path=tiny_checkpoint,
+        preprocessor=ImagePreprocessor.from_pretrained(tiny_checkpoint),
+        store=ContentImageStore(),
+        device=torch.device("cpu"),
+        temperature=1.0,
+        banned_token_ids=(0,),
+        has_reference=True,
+    )
+    with torch.no_grad():  # away from the reference, so that the KL term has a gradient
+        for parameter in built.trainable_parameters().values():
+            parameter.mul_(1.1)
+    return built
+
+
+def observe(policy: Policy, config: AlgorithmConfig) -> tuple[list[str], tuple[TrainingRow, ...], list[float]]:
+    """Plan, rows and gradient of one step under a configuration."""
     plan = plan_resampling(
         GROUPS,
         budget_frac=config.resample_budget_frac,
@@ -55,35 +74,28 @@ def observe(config: AlgorithmConfig):
         prefix_credit=config.prefix_credit,
         separate_groups=config.separate_groups,
     )
-    return [prefix.source.id for prefix in plan.prefixes], rows, loss_gradient(rows, config)
+    return [prefix.source.id for prefix in plan.prefixes], rows, step_gradient(policy, rows, config)
 
 
-def loss_gradient(rows, config: AlgorithmConfig):
-    """Gradient with respect to the log-probs of all rows, drawn around the behaviour policy's."""
-    weights_B = row_weights(
-        [row.num_learning_tokens for row in rows],
-        [row.role for row in rows],
-        [row.group_size for row in rows],
-        aggregation=config.aggregation,
-        num_questions=len(GROUPS),
-    )
+def step_gradient(policy: Policy, rows: tuple[TrainingRow, ...], algorithm: AlgorithmConfig) -> list[float]:
+    """What `train_step` leaves behind for tokens that the engine sampled with other probabilities than the policy's."""
     generator = torch.Generator().manual_seed(0)
-    gradients = []
-    for row, weight in zip(rows, weights_B, strict=True):
-        old_BT = torch.tensor([row.behavior_logprobs])
-        logprobs_BT = (old_BT + torch.randn(old_BT.shape, generator=generator)).requires_grad_()
-        loss_fn = {"ppo_clip": clipped_surrogate_loss, "cispo": cispo_loss}[config.loss]
-        advantages_BT, mask_BT = torch.tensor([row.advantages]), torch.tensor([row.loss_mask])
-        loss_BT = loss_fn(
-            logprobs_BT, old_BT, advantages_BT, clip_low=config.clip_low, clip_high=config.clip_high
-        ) + config.kl_coef * kl_penalty(logprobs_BT, old_BT - 0.1, estimator=config.kl_estimator)
-        (weight * masked_sum(loss_BT, mask_BT)).sum().backward()
-        gradients += logprobs_BT.grad.flatten().tolist()
-    return gradients
+    sampled: list[TrainingRow] = []
+    for row in score_rows(policy, rows, max_tokens=4096):
+        noise_T = torch.randn(len(row.token_ids), generator=generator)
+        engine_T = (torch.tensor(row.old_logprobs) + noise_T).clamp(max=0.0)
+        sampled.append(replace(row, old_logprobs=None, behavior_logprobs=tuple(engine_T.tolist())))
+    config = Config.model_validate(
+        {"model": {"path": "x"}, "algorithm": algorithm, "train": {"learning_rate": 0.0, "max_grad_norm": 1e9}}
+    )
+    parameters = policy.trainable_parameters()
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.0)
+    train_step(policy, optimizer, sampled, config=config, step=1, num_questions=len(GROUPS))
+    return torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None]).tolist()
 
 
-BASE = {"resample_budget_frac": 0.5, "num_continuations": 4, "kl_coef": 0.1}
-ALTERNATIVES = {
+BASE: dict[str, Any] = {"resample_budget_frac": 0.5, "num_continuations": 4, "kl_coef": 0.1}
+ALTERNATIVES: dict[str, Any] = {
     "resample_budget_frac": 0.0,
     "num_continuations": 2,
     "rank": "random",
@@ -97,10 +109,14 @@ ALTERNATIVES = {
     "loss": "cispo",
     "clip_low": 0.9,
     "clip_high": 4.0,
+    "old_logprobs": "trainer",
+    "importance_cap": 2.0,
     "aggregation": "sequence_mean",
     "kl_coef": 0.0,
-    "kl_estimator": "k1",
+    "kl_estimator": "exact",
 }
+NEEDED = {"importance_cap": {"old_logprobs": "trainer"}}
+"""What an option works with alone."""
 PLAN_OPTIONS = {"resample_budget_frac", "num_continuations", "rank", "branch_at", "confidence_calls", "confidence_tags"}
 ROW_OPTIONS = {"prefix_credit", "separate_groups", "advantage_std", "advantage_eps"}
 
@@ -110,9 +126,10 @@ def test_no_option_is_forgotten_here():
 
 
 @pytest.mark.parametrize("option", ALTERNATIVES)
-def test_changing_the_option_changes_what_it_should(option):
-    plan, rows, gradient = observe(AlgorithmConfig(**BASE))
-    other_plan, other_rows, other_gradient = observe(AlgorithmConfig(**{**BASE, option: ALTERNATIVES[option]}))
+def test_changing_the_option_changes_what_it_should(policy: Policy, option: str):
+    base = {**BASE, **NEEDED.get(option, {})}
+    plan, rows, gradient = observe(policy, AlgorithmConfig(**base))
+    other_plan, other_rows, other_gradient = observe(policy, AlgorithmConfig(**{**base, option: ALTERNATIVES[option]}))
     assert (plan != other_plan) == (option in PLAN_OPTIONS)
     assert (rows != other_rows) == (option in PLAN_OPTIONS | ROW_OPTIONS)
     assert gradient != other_gradient
@@ -123,8 +140,15 @@ def test_changing_the_option_changes_what_it_should(option):
     [
         ("advantage_std", ["sample", "population", "none"]),
         ("aggregation", ["token_mean", "sequence_mean", "equation5"]),
+        ("importance_cap", [1.5, 2.0, 2.5]),
     ],
 )
-def test_all_three_choices_differ(option, values):
-    gradients = [tuple(observe(AlgorithmConfig(**{**BASE, option: value}))[2]) for value in values]
+def test_all_three_choices_differ(policy: Policy, option: str, values: list[Any]):
+    base = {**BASE, **NEEDED.get(option, {})}
+    gradients = [tuple(observe(policy, AlgorithmConfig(**{**base, option: value}))[2]) for value in values]
     assert len(set(gradients)) == 3
+
+
+def test_weights_need_the_trainer_s_own_probabilities():
+    with pytest.raises(ValueError, match=r"algorithm\.importance_cap: .* set algorithm\.old_logprobs to trainer"):
+        AlgorithmConfig(importance_cap=2.0)

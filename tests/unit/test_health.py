@@ -19,6 +19,7 @@ HEALTHY: dict[str, Any] = {
     "train/kl": 0.2,
     "rollout/count": 128,
     "rollout/tool_use_rate": 0.3,
+    "rollout/calls_in_thinking": 0.01,
     "rollout/all_wrong_tool": 0.4,
     "groups/tool_using": 12,
     "stop/answered": 0.95,
@@ -66,6 +67,7 @@ RAISING: list[tuple[dict[str, Any], str]] = [
     ({"non_finite": [["train/kl"]]}, "non_finite"),
     ({"sync__failed": [1], "sync__canary_gap": [0.4]}, "canary_failed"),
     ({"rollout__tool_use_rate": 0.0}, "tool_never_called"),
+    ({"rollout__calls_in_thinking": [0.1] * 5}, "calls_in_thinking"),
     ({"rollout__tool_use_rate": [0.04, 0.02, 0.0, 0.0, 0.0]}, "tool_use_vanishing"),
     ({"rollout__tool_use_rate": [0.1, 0.1, 0.1, 0.1, 0.1]}, "tool_use_falling"),
     ({"rollout__all_wrong_tool": [0.2] * 10 + [0.7] * 10}, "all_wrong_rising"),
@@ -121,6 +123,7 @@ def test_alarms_end_with_their_cause() -> None:
     ("changes", "name"),
     [
         ({"rollout__tool_use_rate": 0.0, "rollout__count": 4}, "tool_never_called"),
+        ({"rollout__calls_in_thinking": 1.0, "rollout__count": 16}, "calls_in_thinking"),
         ({"rollout__tool_use_rate": [0.0] * 5, "rollout__count": 16}, "tool_use_vanishing"),
         ({"rollout__tool_use_rate": [0.14] * 5, "rollout__count": 22}, "tool_use_falling"),
         ({"rollout__all_wrong_tool": [0.2] * 10 + [0.7] * 10, "groups__tool_using": 2}, "all_wrong_rising"),
@@ -141,6 +144,7 @@ def test_too_little_evidence_is_no_alarm(changes: dict[str, Any], name: str) -> 
     ("key", "raising", "between", "over", "name"),
     [
         ("engine__logprob_gap_mean", 0.05, 0.02, 0.01, "logprob_gap"),
+        ("rollout__calls_in_thinking", 0.1, 0.04, 0.01, "calls_in_thinking"),
         ("rollout__tool_use_rate", 0.03, 0.06, 0.2, "tool_use_vanishing"),
         ("stop__answered", 0.7, 0.78, 0.9, "truncation"),
         ("groups__zero_signal", 0.95, 0.87, 0.5, "no_signal"),

@@ -111,13 +111,15 @@ def test_two_calls_are_numbered(renderer: QwenRenderer, tokenizer: Any) -> None:
 def test_tag_inside_thinking_is_no_call(renderer: QwenRenderer, tokenizer: Any) -> None:
     parsed, pieces = parse(renderer, tokenizer, f"maybe {GOOD_CALL}?</think>No.<|im_end|>")
     assert pieces == [("thinking", f"maybe {GOOD_CALL}?</think>"), ("answer", "No.<|im_end|>")]
-    assert parsed.tool_calls == ()
+    assert (parsed.tool_calls, parsed.num_calls_in_thinking) == ((), 1)
+    parsed, _ = parse(renderer, tokenizer, f"<tool_call> or {GOOD_CALL}?</think>{GOOD_CALL}<|im_end|>")
+    assert (len(parsed.tool_calls), parsed.num_calls_in_thinking) == (1, 2)
 
 
 def test_thinking_that_never_closes_is_all_there_is(renderer: QwenRenderer, tokenizer: Any) -> None:
     parsed, pieces = parse(renderer, tokenizer, f"maybe {GOOD_CALL} B<|im_end|>")
     assert pieces == [("thinking", f"maybe {GOOD_CALL} B<|im_end|>")]
-    assert (parsed.visible_text, parsed.tool_calls) == ("", ())
+    assert (parsed.visible_text, parsed.tool_calls, parsed.num_calls_in_thinking) == ("", (), 1)
 
 
 def test_thinking_opened_by_the_policy_itself_is_thinking(renderer: QwenRenderer, tokenizer: Any) -> None:

@@ -195,7 +195,16 @@ def test_a_mistake_of_the_policy_is_an_observation(
 def test_a_tag_inside_thinking_is_no_call(world: World) -> None:
     rollout = world.run(world.setup(world.engine(f"maybe <tool_call> here\n</think>\n\n{ANSWER.split('</think>')[1]}")))
     assert not rollout.uses_tool
-    assert rollout.reward == 1.0
+    assert (rollout.reward, rollout.num_calls_in_thinking) == (1.0, 1)
+
+
+def test_calls_inside_thinking_are_counted_over_all_turns(world: World) -> None:
+    unclosed = CALL.replace("\n</think>", "")
+    rollout = world.run(world.setup(world.engine(f"<tool_call>{CALL}", unclosed)))
+    assert (len(rollout.tool_results), rollout.stop_reason, rollout.reward) == (1, StopReason.ANSWERED, 0.0)
+    assert (rollout.uses_tool, rollout.num_calls_in_thinking) == (True, 2)
+    rollout = world.run(world.setup(world.engine(unclosed)))
+    assert (rollout.uses_tool, rollout.num_calls_in_thinking, rollout.final_text) == (False, 1, "")
 
 
 def test_one_call_more_than_the_limit_ends_without_an_answer(world: World) -> None:

@@ -5,6 +5,7 @@ One step, in the order in which a training loop calls it:
     plan_resampling          rollout groups -> which prefixes to continue
     assign_credit            groups and continuations -> training rows with a mask and an advantage per token
     clipped_surrogate_loss   log-probs and advantages -> loss per token (or `cispo_loss`), plus `kl_penalty`
+                             or `exact_kl`
     row_weights, masked_sum  rows -> one number, the same for any split into micro-batches
 """
 
@@ -14,6 +15,8 @@ from axpo.algo.losses import (
     cispo_loss,
     clipped_surrogate_loss,
     cross_entropy_loss,
+    exact_kl,
+    importance_weights,
     kl_penalty,
     masked_sum,
     row_weights,
@@ -36,7 +39,9 @@ __all__ = [
     "clipped_surrogate_loss",
     "cross_entropy_loss",
     "cut_point",
+    "exact_kl",
     "group_relative_advantages",
+    "importance_weights",
     "is_triggered",
     "kl_penalty",
     "masked_sum",

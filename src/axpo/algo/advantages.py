@@ -39,11 +39,7 @@ def group_relative_advantages(
     check_choice("std", std, AdvantageStd)
     if not (math.isfinite(eps) and eps >= 0):
         raise ConfigError(f"eps: expected a number >= 0, got {eps}")
-    rewards_G = torch.as_tensor(rewards_G, dtype=torch.float64).detach()
-    if rewards_G.ndim != 1 or len(rewards_G) == 0:
-        raise UserError(f"rewards: expected one reward per group member, got shape {tuple(rewards_G.shape)}")
-    if not bool(rewards_G.isfinite().all()):
-        raise UserError(f"rewards: every reward must be finite, got {rewards_G.tolist()}; check the reward function")
+    rewards_G = _check_rewards(rewards_G)
     # The mean of equal numbers is not always that number in floating point; dividing its error by eps would be noise.
     if bool((rewards_G == rewards_G[0]).all()):
         return torch.zeros_like(rewards_G)
@@ -85,5 +81,15 @@ def prefix_advantage(
     """
     if not 0 <= source < len(rewards_G):
         raise UserError(f"source: expected an index into {len(rewards_G)} siblings, got {source}")
-    replaced_G = [float(is_recovered) if member == source else reward for member, reward in enumerate(rewards_G)]
+    replaced_G = _check_rewards(rewards_G).clone()
+    replaced_G[source] = float(is_recovered)
     return float(group_relative_advantages(replaced_G, std=std, eps=eps)[source])
+
+
+def _check_rewards(rewards_G: Sequence[float] | Tensor) -> Tensor:
+    rewards_G = torch.as_tensor(rewards_G, dtype=torch.float64).detach()
+    if rewards_G.ndim != 1 or len(rewards_G) == 0:
+        raise UserError(f"rewards: expected one reward per group member, got shape {tuple(rewards_G.shape)}")
+    if not bool(rewards_G.isfinite().all()):
+        raise UserError(f"rewards: every reward must be finite, got {rewards_G.tolist()}; check the reward function")
+    return rewards_G

@@ -3,8 +3,9 @@
 The loss of a mini-batch is `sum_B weights_B * masked_sum(per_token_BT, mask_BT)` with `weights_B` from `row_weights`
 over all of its rows: any split of the rows into micro-batches sums to the same loss and gradient.
 
-Every per-token loss is to be minimised and has the shape of its inputs. None of them knows the mask: pass inputs that
-may hold inf or NaN where nothing learns through `zero_masked` first.
+Every per-token loss is to be minimized and has the shape of its inputs. None of them knows the mask: pass inputs that
+may hold inf or NaN where nothing learns through `zero_masked` first. Shapes are checked. Values are not, because masked
+positions may hold anything: `Rollout` and `TrainingRow` refuse log-probs that are not finite or exceed 0.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from axpo.algo.options import Aggregation, KlEstimator, check_choice
+from axpo.algo.options import Aggregation, check_choice
 from axpo.errors import ConfigError, UserError
 from axpo.types import RowRole
 
 MAX_LOG_RATIO = 20.0
 """Nats. Beyond it a ratio of probabilities is held: exp must not overflow and then turn a zero gradient into NaN."""
+
+MAX_KL_PENALTY = 10.0
+"""Nats. The most that one token adds to the estimated divergence."""
 
 
 def clipped_surrogate_loss(
@@ -83,34 +87,92 @@ def cispo_loss(
     return -_clip_ratio(ratio, clip_low, clip_high) * advantages * logprobs
 
 
-def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor, *, estimator: KlEstimator = "k3") -> Tensor:
-    """Estimate of KL(policy || reference) at each sampled token, in nats.
+def importance_weights(old_logprobs: Tensor, behavior_logprobs: Tensor, *, cap: float) -> Tensor:
+    """Truncated importance sampling: min(pi_old / mu, cap), to be multiplied with the loss of each token.
 
-    The KL term of Eq. 6 of arXiv:2605.28774, which does not name an estimator. With d = log ref - log pi: k1 = -d,
-    k3 = exp(d) - 1 - d. Both are unbiased in value for tokens sampled from the policy; k3 is never negative. Inside a
-    loss take k3: the gradient of k1 does not depend on the reference and averages to zero on policy. Deviation: d is
-    held above 20 nats.
+    For engines whose probabilities mu are not exactly those of the trainer's policy pi_old (another precision, other
+    kernels): the expectation over tokens that mu sampled becomes one over pi_old, up to the cap. Not part of
+    arXiv:2605.28774.
+
+    Args:
+        old_logprobs: Log-probabilities under the trainer's policy before the update, in nats.
+        behavior_logprobs: Same shape, as the engine returned them.
+        cap: The largest weight; it bounds the variance.
+
+    Returns:
+        Weights, constants without a gradient.
+
+    Raises:
+        UserError: Shapes differ.
+        ConfigError: `cap` is not above 0.
+
+    >>> old, behavior = torch.log(torch.tensor([0.3, 0.8])), torch.log(torch.tensor([0.6, 0.1]))
+    >>> [round(weight, 4) for weight in importance_weights(old, behavior, cap=2.0).tolist()]
+    [0.5, 2.0]
+    """
+    if not cap > 0:
+        raise ConfigError(f"cap: expected a number > 0, got {cap}")
+    _check_shapes(old_logprobs=old_logprobs, behavior_logprobs=behavior_logprobs)
+    log_weights = (old_logprobs - behavior_logprobs).detach()
+    return log_weights.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=cap)
+
+
+def kl_penalty(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Estimate of KL(policy || reference) from each sampled token alone, in nats: k3 = exp(d) - 1 - d.
+
+    The KL term of Eq. 6 of arXiv:2605.28774, which does not name an estimator; d = log ref - log pi of the token.
+    Never negative, and unbiased as far as it is not held. On policy its gradient is in expectation that of
+    KL(reference || policy). Deviation: d is held within +-20 nats and the value at most at 10, as in verl.
+
+    A held token has gradient zero: it no longer pulls the policy back. The value 10 is reached where the policy is 2.6
+    nats less likely than the reference or 11 nats more likely. Without the bound one such token can outweigh a whole
+    batch, because its gradient grows as exp(d). With it, the most distant tokens count for nothing. `exact_kl` needs no
+    bound: take it for a policy that may move far.
 
     Args:
         logprobs: Log-probabilities under the policy that learns, in nats; carries the gradient.
         reference_logprobs: Same shape, under the fixed reference; a constant.
-        estimator: `k3` or `k1`.
 
     Returns:
-        Penalty per token.
+        Penalty per token, 0 to 10.
 
     Raises:
         UserError: Shapes differ.
-        ConfigError: Unknown `estimator`.
 
-    >>> policy, reference = torch.log(torch.tensor([0.5])), torch.log(torch.tensor([0.25]))
-    >>> round(kl_penalty(policy, reference).item(), 4), round(kl_penalty(policy, reference, estimator="k1").item(), 4)
-    (0.1931, 0.6931)
+    >>> round(kl_penalty(torch.log(torch.tensor([0.5])), torch.log(torch.tensor([0.25]))).item(), 4)
+    0.1931
     """
-    check_choice("estimator", estimator, KlEstimator)
     _check_shapes(logprobs=logprobs, reference_logprobs=reference_logprobs)
-    log_ratio = (reference_logprobs.detach() - logprobs).clamp(max=MAX_LOG_RATIO)
-    return -log_ratio if estimator == "k1" else torch.expm1(log_ratio) - log_ratio
+    log_ratio = (reference_logprobs.detach() - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return (torch.expm1(log_ratio) - log_ratio).clamp(max=MAX_KL_PENALTY)
+
+
+def exact_kl(logprobs_V: Tensor, reference_logprobs_V: Tensor) -> Tensor:
+    """KL(policy || reference) of the next token over the whole vocabulary, in nats: sum_v p_v (log p_v - log q_v).
+
+    The KL term of Eq. 6 of arXiv:2605.28774 without an estimate. Deviation: none. It does not depend on which token
+    was sampled, is bounded by what the two distributions are, and its gradient is that of the divergence at this
+    position.
+
+    Args:
+        logprobs_V: [..., V] log-probabilities of every token under the policy that learns; carries the gradient. Minus
+            infinity, of a token that may never be sampled, adds nothing.
+        reference_logprobs_V: Same shape, under the fixed reference; a constant.
+
+    Returns:
+        [...]
+
+    Raises:
+        UserError: Shapes differ.
+
+    >>> policy_V, reference_V = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.75, 0.0])
+    >>> round(exact_kl(policy_V.log(), reference_V.log()).item(), 4)
+    0.1438
+    """
+    _check_shapes(logprobs=logprobs_V, reference_logprobs=reference_logprobs_V)
+    # Where both are minus infinity the difference is NaN; `where` keeps it out of the value and out of the gradient.
+    log_ratio_V = torch.where(logprobs_V.isneginf(), 0.0, logprobs_V - reference_logprobs_V.detach())
+    return (logprobs_V.exp() * log_ratio_V).sum(dim=-1)
 
 
 def cross_entropy_loss(logprobs: Tensor) -> Tensor:
@@ -202,7 +264,7 @@ def row_weights(
     siblings_B = torch.as_tensor(group_sizes_B, dtype=torch.float64, device=lengths_B.device)
     if not len(lengths_B) == len(siblings_B) == len(roles):
         raise UserError(f"row_weights: got {len(lengths_B)} lengths, {len(roles)} roles, {len(siblings_B)} group sizes")
-    if bool((lengths_B < 0).any()) or bool((siblings_B < 1).any()) or num_questions <= 0:
+    if not (bool((lengths_B >= 0).all()) and bool((siblings_B >= 1).all()) and num_questions > 0):
         raise UserError("row_weights: lengths must be >= 0, group sizes >= 1 and num_questions > 0")
     learns_B = lengths_B > 0
     if aggregation == "token_mean":

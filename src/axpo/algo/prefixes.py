@@ -76,7 +76,7 @@ def tool_call_confidence(rollout: Rollout, *, calls: ScoredCalls = "first", tags
     tokens = [segment for call in chosen for segment in call if tags or segment.kind is SegmentKind.TOOL_CALL]
     tokens = tokens or [call[0] for call in chosen]
     logprobs = [logprob for segment in tokens for logprob in rollout.behavior_logprobs[segment.start : segment.stop]]
-    # An engine may report a log-prob above zero by rounding.
+    # A `Rollout` has finite log-probs; by rounding one may lie just above zero.
     return min(1.0, fmean(math.exp(logprob) for logprob in logprobs))
 
 

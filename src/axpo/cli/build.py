@@ -38,7 +38,7 @@ from axpo.trainer.checkpoint import TrainerState, find_model, recover_checkpoint
 from axpo.trainer.config import Config, EvalConfig, RolloutConfig, format_toml
 from axpo.trainer.loop import Evaluate, Observer, Observers, Run, peak_memory_bytes, timed
 from axpo.trainer.policy import Policy
-from axpo.trainer.sources import DemonstrationSource, Lines, RolloutSource
+from axpo.trainer.sources import DemonstrationSource, Lines, RolloutSource, check_resampling
 from axpo.trainer.step import Metrics
 from axpo.trainer.weight_sync import WeightSync
 from axpo.types import Message, Problem, SamplingParams
@@ -61,6 +61,8 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
         stack.enter_context(contextlib.closing(parts.executor))
         eval_problems = load_eval_problems(parts) if config.data.eval else ()
         train_problems = () if is_demonstration else load_train_problems(parts)
+        if train_problems:
+            check_resampling(config, num_questions=len(train_problems))
         sync = evaluation = engine = None
         policy = build_policy(parts, has_reference=not is_demonstration and config.algorithm.kl_coef > 0)
         if probed := train_problems or eval_problems:
@@ -193,9 +195,11 @@ def build_engine(parts: Parts) -> HfEngine:
 
 def build_policy(parts: Parts, *, has_reference: bool) -> Policy:
     """The model that learns."""
+    reference_path = parts.config.model.reference_path
     return Policy(
         parts.config.model,
         path=parts.model_path,
+        reference_path=resolve_model_path(reference_path) if reference_path is not None else None,
         preprocessor=parts.preprocessor,
         store=parts.store,
         device=parts.device,

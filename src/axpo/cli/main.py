@@ -143,13 +143,10 @@ def _add_eval(command: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from axpo.cli.overrides import load_config
-    from axpo.trainer.config import check_resampling
 
     if arguments.stop_on is not None:
         arguments.overrides["train.stop_on"] = arguments.stop_on
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.command == "train":
-        check_resampling(config, origin=str(arguments.config))
     words = [word for name, value in arguments.overrides.items() for word in (f"--{name}", value)]
     resume_line = shlex.join(["axpo", arguments.command, str(arguments.config), "--resume", *words])
 

@@ -16,13 +16,10 @@ from typing import Any, Literal
 
 WINDOW_STEPS = 10
 """Training steps an alarm about a trend looks back."""
-
 SHORT_STEPS = 5
 """Training steps an alarm about a level looks back."""
-
 CALL_STEPS = 3
 """Training steps an alarm about tool calls looks back: there are many calls in a step."""
-
 EARLIER_DECAY = 0.97
 """Weight that an earlier step loses with each further one: half of it in 23 steps."""
 
@@ -196,7 +193,7 @@ def _find_kl_runaway(past: Past, is_standing: bool) -> Finding | None:
         return None
     return Finding(
         level="warning",
-        text=f"The policy is {typical:.2g} nats per token away from the initial checkpoint (median of {SHORT_STEPS} "
+        text=f"The policy is {typical:.2g} nats per token away from the reference (median of {SHORT_STEPS} "
         "steps; limit 1).",
         advice="It may be forgetting what it could do: look at the held-out score, lower `train.learning_rate`, raise "
         "`algorithm.kl_coef`.",
@@ -214,6 +211,18 @@ def _find_tool_never_called(past: Past, is_standing: bool) -> Finding | None:
         text=f"None of {past.tool_use.whole:.0f} rollouts in {past.num_steps} steps called a tool.",
         advice="Nothing can be resampled without a tool call: check that the prompt lists the tools and that the "
         "starting checkpoint calls them (fine-tune it on demonstrations first).",
+    )
+
+
+def _find_calls_in_thinking(past: Past, is_standing: bool) -> Finding | None:
+    share = past.share("rollout/calls_in_thinking", "rollout/count", SHORT_STEPS)
+    if share.whole < MIN_ROLLOUTS or share.rate <= (0.03 if is_standing else 0.05):
+        return None
+    return Finding(
+        level="warning",
+        text=f"{share.rate:.0%} of {share.whole:.0f} rollouts wrote a tool call inside their thinking.",
+        advice="Such a call is not run and triggers no resampling. Fine-tune first on demonstrations that close the "
+        "thinking before they call; check that the checkpoint has the chat template it was trained with.",
     )
 
 
@@ -427,6 +436,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "canary_failed": _find_canary_failed,
         "logprob_gap": _find_logprob_gap,
         "tool_never_called": _find_tool_never_called,
+        "calls_in_thinking": _find_calls_in_thinking,
         "tool_use_vanishing": _find_tool_use_vanishing,
         "tool_use_falling": _find_tool_use_falling,
         "all_wrong_rising": _find_all_wrong_rising,

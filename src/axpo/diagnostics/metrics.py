@@ -46,6 +46,7 @@ def rollout_metrics(
         "rollout/count": len(rollouts),
         "rollout/dropped": num_dropped,
         "rollout/tool_use_rate": statistics.tool_use_rate(groups),
+        "rollout/calls_in_thinking": _mean(rollout.num_calls_in_thinking > 0 for rollout in rollouts),
         "rollout/all_wrong_tool": statistics.all_wrong_rate(groups, subgroup="tool"),
         "rollout/all_wrong_no_tool": statistics.all_wrong_rate(groups, subgroup="no_tool"),
         "rollout/all_wrong_tool_post": statistics.post_resampling_all_wrong_rate(groups, continuations),

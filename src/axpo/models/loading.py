@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     import torch
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+_BOOKKEEPING = {
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+}
+"""Settings of a config.json that change no probability."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -77,6 +90,60 @@ def load_model(
         )
     _switch_dropout_off(model)
     return model.to(device).eval()
+
+
+def check_same_model(path: str | Path, other: str | Path) -> None:
+    """Raise `CheckpointError` unless checkpoint `other` has the architecture and the vocabulary of checkpoint `path`.
+
+    Only then does it give a probability to the same tokens.
+    """
+    ours, theirs = (_architecture(checkpoint) for checkpoint in (path, other))
+    different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    if different:
+        name = different[0]
+        raise CheckpointError(
+            f"{other}: not the same model as {path}: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} here. "
+            "Expected a checkpoint of the same architecture and size."
+        )
+    vocab, other_vocab = (_vocabulary(checkpoint) for checkpoint in (path, other))
+    if vocab != other_vocab:
+        token = min(token for token in vocab | other_vocab if vocab.get(token) != other_vocab.get(token))
+        raise CheckpointError(
+            f"{other}: its tokenizer differs from that of {path}: token {token!r} has id {other_vocab.get(token)} "
+            f"there and {vocab.get(token)} here. Expected a checkpoint with the same vocabulary."
+        )
+
+
+def _architecture(path: str | Path) -> dict[str, Any]:
+    """Settings by dotted name, without those that change no probability."""
+    _check_config(path)
+    from transformers import AutoConfig
+
+    def flatten(value: Any, name: str) -> Generator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, item in cast("dict[str, Any]", value).items():
+                if key not in _BOOKKEEPING:
+                    yield from flatten(item, f"{name}.{key}" if name else str(key))
+        else:
+            yield name, value
+
+    with _quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(str(path))
+        except Exception as error:  # a broken value surfaces as almost anything
+            raise CheckpointError(f"{path}: config.json cannot be read ({_first_sentence(error)}).") from error
+    return dict(flatten(config.to_dict(), ""))
+
+
+def _vocabulary(path: str | Path) -> dict[str, int]:
+    from transformers import AutoTokenizer
+
+    with _quiet_transformers():
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(path))
+        except Exception as error:  # broken files surface as bare exceptions of the tokenizer's native code
+            raise CheckpointError(f"{path}: its tokenizer cannot be loaded ({_first_sentence(error)}).") from error
+    return tokenizer.get_vocab()
 
 
 def find_checkpoint_file(path: str | Path, name: str) -> Path | None:

@@ -8,7 +8,7 @@ minus infinity, divided by the temperature in float32.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +252,20 @@ class TokenLogprobs:
     logprobs_BT: Tensor
     entropy_BT: Tensor
     """Entropy of the policy before each token, without gradient."""
+    divergence_BT: Tensor | None = None
+    """What `Reference.divergence` makes of the policy and the reference before each token; None without a reference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Another model at the same tokens, for comparing next-token distributions over the whole vocabulary."""
+
+    model: Any
+    """Its language head is what is read of it."""
+    hidden_NH: Tensor
+    """What `scored_states` gives for it, without gradient."""
+    divergence: Callable[[Tensor, Tensor], Tensor]
+    """Log-probabilities [N, V] of the policy and of this model, in nats -> [N]."""
 
 
 def token_logprobs(
@@ -263,29 +277,47 @@ def token_logprobs(
     features: ImageFeatureCache,
     temperature: float = 1.0,
     banned_token_ids: Sequence[int] = (),
+    reference: Reference | None = None,
 ) -> TokenLogprobs:
     """Log-probability of each masked token given the tokens before it, under the engine's policy.
 
     `mask_BT` is boolean, [B, T] with T the longest sequence. The language head runs at masked positions only, in chunks
-    that are recomputed in the backward pass, so logits of a whole batch are never held. Works under autocast and with
-    peft models. Raises `RecordError` naming the row when a mask or the placeholders do not fit.
+    that are recomputed in the backward pass, so logits of a whole batch are never held. With `reference` its head runs
+    in the same chunks, at the same temperature and with the same banned ids. Works under autocast and with peft models.
+    Raises `RecordError` naming the row when a mask or the placeholders do not fit.
     """
     batch = collate_dialogues(model, sequences, images, preprocessor=features.preprocessor)
     banned_ids = torch.tensor(banned_token_ids, dtype=torch.long)
     _check_mask(mask_BT.cpu(), batch, banned_ids)
-    hidden_BTH = hidden_states(model, batch, features=features)
-    device = hidden_BTH.device
+    hidden_NH = _states_before(model, batch, mask_BT, features=features)
+    device = hidden_NH.device
     rows_N, columns_N = mask_BT.to(device).nonzero(as_tuple=True)
-    hidden_NH = hidden_BTH[rows_N, columns_N - 1]
     targets_N = batch.token_ids_BT.to(device)[rows_N, columns_N]
-    logprobs_N, entropy_N = _score(
-        model, hidden_NH, targets_N, temperature=temperature, banned_ids=banned_ids.to(device)
+    scores = _score(
+        model, hidden_NH, targets_N, temperature=temperature, banned_ids=banned_ids.to(device), reference=reference
     )
     zeros_BT = torch.zeros(mask_BT.shape, device=device)
-    return TokenLogprobs(
-        logprobs_BT=zeros_BT.index_put((rows_N, columns_N), logprobs_N),
-        entropy_BT=zeros_BT.index_put((rows_N, columns_N), entropy_N),
-    )
+    logprobs_BT, entropy_BT, *rest = (zeros_BT.index_put((rows_N, columns_N), score_N) for score_N in scores)
+    return TokenLogprobs(logprobs_BT=logprobs_BT, entropy_BT=entropy_BT, divergence_BT=rest[0] if rest else None)
+
+
+def scored_states(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    images: Sequence[Sequence[ImageRef]],
+    mask_BT: Tensor,
+    *,
+    features: ImageFeatureCache,
+) -> Tensor:
+    """Hidden state [N, H] from which each masked token is predicted, row after row: `Reference.hidden_NH`."""
+    batch = collate_dialogues(model, sequences, images, preprocessor=features.preprocessor)
+    return _states_before(model, batch, mask_BT, features=features)
+
+
+def _states_before(model: Any, batch: DialogueBatch, mask_BT: Tensor, *, features: ImageFeatureCache) -> Tensor:
+    hidden_BTH = hidden_states(model, batch, features=features)
+    rows_N, columns_N = mask_BT.to(hidden_BTH.device).nonzero(as_tuple=True)
+    return hidden_BTH[rows_N, columns_N - 1]
 
 
 def _check_mask(mask_BT: Tensor, batch: DialogueBatch, banned_ids: Tensor) -> None:
@@ -306,23 +338,36 @@ def _check_mask(mask_BT: Tensor, batch: DialogueBatch, banned_ids: Tensor) -> No
 
 
 def _score(
-    model: Any, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float, banned_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy (detached), [N] each."""
+    model: Any,
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    *,
+    temperature: float,
+    banned_ids: Tensor,
+    reference: Reference | None,
+) -> list[Tensor]:
+    """Log-probability of each target, entropy (detached) and, with a reference, the divergence from it; [N] each."""
 
-    def score_chunk(hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-        logits_CV = policy_logits(model, hidden_CH, temperature=temperature, banned_ids=banned_ids)
-        logprobs_CV = logits_CV.log_softmax(dim=-1)
+    def logprobs_of(head: Any, states_CH: Tensor) -> Tensor:
+        return policy_logits(head, states_CH, temperature=temperature, banned_ids=banned_ids).log_softmax(dim=-1)
+
+    def score_chunk(hidden_CH: Tensor, targets_C: Tensor, *reference_CH: Tensor) -> tuple[Tensor, ...]:
+        logprobs_CV = logprobs_of(model, hidden_CH)
         entropy_C = torch.special.entr(logprobs_CV.detach().exp()).sum(dim=-1)
-        return logprobs_CV.gather(-1, targets_C[:, None])[:, 0], entropy_C
+        scores = (logprobs_CV.gather(-1, targets_C[:, None])[:, 0], entropy_C)
+        if reference is None:
+            return scores
+        with torch.no_grad():
+            reference_CV = logprobs_of(reference.model, *reference_CH)
+        return (*scores, reference.divergence(logprobs_CV, reference_CV))
 
+    inputs = [hidden_NH, targets_N, *([] if reference is None else [reference.hidden_NH])]
     chunk_size = max(1, LOGITS_PER_CHUNK // base_model(model).config.text_config.vocab_size)
     if len(targets_N) <= chunk_size:
-        return score_chunk(hidden_NH, targets_N)
-    chunks = zip(hidden_NH.split(chunk_size), targets_N.split(chunk_size), strict=True)
+        return list(score_chunk(*inputs))
+    chunks = zip(*(values.split(chunk_size) for values in inputs), strict=True)
     if torch.is_grad_enabled():
         scored = [checkpoint(score_chunk, *chunk, use_reentrant=False) for chunk in chunks]
     else:
         scored = [score_chunk(*chunk) for chunk in chunks]
-    logprobs, entropies = zip(*scored, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    return [torch.cat(parts) for parts in zip(*scored, strict=True)]

@@ -96,7 +96,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     ),
     "Update": (
         Panel(title="Loss", caption="Mean over the step's updates.", keys=("train/loss",)),
-        Panel(title="KL", caption="Nats per token from the initial checkpoint.", keys=("train/kl",)),
+        Panel(title="KL", caption="Nats per token from the reference.", keys=("train/kl",)),
         Panel(title="Entropy", caption="Nats, of the policy at the trained tokens.", keys=("train/entropy",)),
         Panel(title="Gradient norm", caption="Before clipping.", keys=("train/grad_norm",)),
     ),

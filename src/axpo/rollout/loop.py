@@ -208,6 +208,7 @@ class _Dialogue:
     """Where the current assistant turn starts; before `len(token_ids)` only when a prefix left the turn open."""
     num_tool_turns: int = 0
     tool_results: list[ToolResult] = field(default_factory=lambda: list[ToolResult]())
+    num_calls_in_thinking: int = 0
     policy_version: int = 0
     started_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
@@ -255,6 +256,7 @@ class _Dialogue:
         self.logprobs.extend(completion.logprobs)
         self.policy_version = completion.policy_version
         turn = renderer.parse_turn(self.token_ids[self.turn_start :])
+        self.num_calls_in_thinking += turn.num_calls_in_thinking
         for segment in turn.segments:
             self.segments.append(
                 replace(segment, start=segment.start + self.turn_start, stop=segment.stop + self.turn_start)
@@ -309,6 +311,7 @@ class _Dialogue:
             reward=reward,
             tool_results=tuple(self.tool_results),
             prefix=PrefixRef(source_id=prefix.source.id, num_tokens=prefix.num_tokens) if prefix else None,
+            num_calls_in_thinking=self.num_calls_in_thinking,
             policy_version=self.policy_version,
             wall_time_s=time.monotonic() - self.started_s,
         )

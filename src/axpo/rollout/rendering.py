@@ -372,13 +372,24 @@ class QwenRenderer:
             has_open_thinking = self.has_open_thinking
         thinks = has_open_thinking or ids[:1] == (self._think_open,)
         if thinks and self._think_close not in ids:
-            return ParsedTurn(segments=_segments((SegmentKind.THINKING, len(ids))), tool_calls=(), visible_text="")
+            return ParsedTurn(
+                segments=_segments((SegmentKind.THINKING, len(ids))),
+                tool_calls=(),
+                visible_text="",
+                num_calls_in_thinking=ids.count(self._tool_open),
+            )
         visible = ids.index(self._think_close) + 1 if thinks else 0
+        num_in_thinking = ids[:visible].count(self._tool_open)
         end = len(ids) - 1 if ids and ids[-1] in self._stop_token_ids else len(ids)
         opens = [i for i in range(visible, end) if ids[i] == self._tool_open]
         if not opens:
             segments = _segments((SegmentKind.THINKING, visible), (SegmentKind.ANSWER, len(ids)))
-            return ParsedTurn(segments=segments, tool_calls=(), visible_text=self.decode(ids[visible:end]).strip())
+            return ParsedTurn(
+                segments=segments,
+                tool_calls=(),
+                visible_text=self.decode(ids[visible:end]).strip(),
+                num_calls_in_thinking=num_in_thinking,
+            )
 
         stops = [(SegmentKind.THINKING, visible)]
         calls: list[ToolCall] = []
@@ -392,7 +403,12 @@ class QwenRenderer:
                 stops.append((SegmentKind.TOOL_CLOSE, close + 1))
         segments = _segments(*stops, (SegmentKind.TEXT, len(ids)))
         text = "".join(self.decode(ids[s.start : min(s.stop, end)]) for s in segments if s.kind is SegmentKind.TEXT)
-        return ParsedTurn(segments=segments, tool_calls=tuple(calls), visible_text=text.strip())
+        return ParsedTurn(
+            segments=segments,
+            tool_calls=tuple(calls),
+            visible_text=text.strip(),
+            num_calls_in_thinking=num_in_thinking,
+        )
 
 
 # -- pieces of dialogues ----------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from fractions import Fraction as ExactFraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
@@ -73,6 +72,10 @@ class ModelConfig(Table):
     path: str
     """A folder or a hub id in the layout of Qwen3-VL, or `mini`: the small checkpoint that ships with this package.
     With an endpoint: the name under which it knows the model."""
+    reference_path: OptionalText = None
+    """The reference of the KL term, a checkpoint of the same model; default: `path`. When `path` comes out of
+    reinforcement learning, name the supervised checkpoint here: otherwise the divergence is counted from `path`. With
+    LoRA it takes the memory of a second model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision. Master weights and optimiser state are float32 in either case."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -179,10 +182,28 @@ class AlgorithmConfig(Table):
     loss: Literal["ppo_clip", "cispo"] = "ppo_clip"
     clip_low: float = Field(default=0.2, ge=0)
     clip_high: float = Field(default=0.4, ge=0)
+    old_logprobs: Literal["engine", "trainer"] = "engine"
+    """What the policy's ratio is relative to: the probabilities with which the engine sampled, or the trainer's own
+    before the first update of a step, from one more forward pass. Where the two differ (bfloat16), the engine's make
+    the first ratios differ from 1."""
+    importance_cap: float = Field(default=0.0, ge=0)
+    """With `old_logprobs = "trainer"`: weigh each token's loss (not its KL term) by the trainer's over the engine's
+    probability, at most this (truncated importance sampling; 2 is usual). 0: no weights."""
     aggregation: Literal["token_mean", "sequence_mean", "equation5"] = "token_mean"
     kl_coef: float = Field(default=1e-3, ge=0)
-    """beta, nats of divergence from the initial checkpoint to loss."""
-    kl_estimator: Literal["k1", "k3"] = "k3"
+    """beta, nats of divergence from the reference (`model.reference_path`) to loss."""
+    kl_estimator: Literal["k3", "exact"] = "k3"
+    """`k3` estimates the divergence from the sampled token, at most 10 nats each; `exact` sums it over the whole
+    vocabulary at every position, which costs the reference's language head in the forward and the backward pass."""
+
+    @model_validator(mode="after")
+    def _weights_need_both_probabilities(self) -> Self:
+        if self.importance_cap and self.old_logprobs != "trainer":
+            raise ValueError(
+                "algorithm.importance_cap: weights compare the trainer's probabilities with the engine's; set "
+                "algorithm.old_logprobs to trainer, or importance_cap to 0"
+            )
+        return self
 
 
 class TrainConfig(Table):
@@ -198,7 +219,7 @@ class TrainConfig(Table):
     mini_batches: Positive = 1
     """Optimiser updates per epoch over the rows of a step."""
     epochs: Positive = 1
-    """Passes over the rows of a step, with frozen behaviour log-probs."""
+    """Passes over the rows of a step, with the same old log-probs."""
     tokens_per_micro_batch: Positive = 16384
     """Padded tokens of one forward; memory only, never the result."""
     rows_per_step: Positive = 64
@@ -252,19 +273,6 @@ def parse_config(table: Mapping[str, Any], *, origin: str, kind: type[AnyConfig]
     except ValidationError as error:
         lines = [_explain(problem, kind) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from error
-
-
-def check_resampling(config: Config, *, origin: str) -> None:
-    """Raise `ConfigError` when the budget of a step never pays for a prefix; for reinforcement learning only."""
-    algorithm = config.algorithm
-    num_rollouts = config.rollout.questions_per_step * config.rollout.group_size
-    budget = int(ExactFraction(str(algorithm.resample_budget_frac)) * num_rollouts)
-    if algorithm.resample_budget_frac > 0 and budget < algorithm.num_continuations:
-        raise ConfigError(
-            f"{origin}: algorithm.resample_budget_frac: a budget of {budget} continuations (of {num_rollouts} rollouts "
-            f"a step) never pays for one prefix of num_continuations = {algorithm.num_continuations}; "
-            "raise it, or set it to 0 for GRPO"
-        )
 
 
 def format_toml(config: Config) -> str:

@@ -7,15 +7,23 @@ import copy
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from axpo.algo.losses import exact_kl
 from axpo.errors import MissingExtraError
-from axpo.models.loading import find_checkpoint_file, load_model
-from axpo.models.qwen3_vl import ImageFeatureCache, TokenLogprobs, base_model, token_logprobs
+from axpo.models.loading import check_same_model, find_checkpoint_file, load_model
+from axpo.models.qwen3_vl import (
+    ImageFeatureCache,
+    Reference,
+    TokenLogprobs,
+    base_model,
+    scored_states,
+    token_logprobs,
+)
 from axpo.trainer.config import ModelConfig
 from axpo.types import TrainingRow
 
@@ -47,7 +55,7 @@ class Policy:
 
     `model.dtype = "bfloat16"` computes under autocast; weights, gradients and optimiser state stay float32. The
     reference of the KL term shares whatever cannot change: all of the base model under LoRA, the vision tower and its
-    features when that is frozen.
+    features when that is frozen. A reference from another checkpoint shares the vision tower if its weights are equal.
     """
 
     def __init__(
@@ -61,23 +69,32 @@ class Policy:
         temperature: float,
         banned_token_ids: Sequence[int],
         has_reference: bool,
+        reference_path: Path | str | None = None,
     ) -> None:
+        """`reference_path`: checkpoint of the reference; None: `path`. Not read unless `has_reference`."""
         self._path = path
         self._dtype = config.dtype
         self._device = device
         self._temperature = temperature
         self._banned_token_ids = tuple(banned_token_ids)
+        self._learns_vision = not config.freeze_vision
+        if has_reference and reference_path is not None:
+            check_same_model(path, reference_path)
         model = load_model(path, dtype="float32", attn_implementation=config.attn_implementation, device=device)
         model.requires_grad_(True)
         if config.freeze_vision:
             model.model.visual.requires_grad_(False)
-        self._reference = _copy_without_gradient(model) if has_reference and not config.lora_rank else None
+        self._reference = None
+        if has_reference and reference_path is not None:
+            self._reference = _load_reference(reference_path, model, config, device=device)
+        elif has_reference and not config.lora_rank:
+            self._reference = _copy_without_gradient(model)
         self._model = _add_lora(model, config) if config.lora_rank else model
         if config.gradient_checkpointing:
             _enable_checkpointing(base_model(self._model))
         self._features = ImageFeatureCache(self._model, preprocessor, store)
         self._reference_features = self._features
-        if self._reference is not None and not config.freeze_vision:
+        if self._reference is not None and self._reference.model.visual is not model.model.visual:
             self._reference_features = ImageFeatureCache(self._reference, preprocessor, store)
 
     @property
@@ -95,25 +112,60 @@ class Policy:
         self._reference_features.clear()
 
     def logprobs(
-        self, rows: Sequence[TrainingRow], mask_BT: Tensor, *, is_demonstration: bool = False
+        self,
+        rows: Sequence[TrainingRow],
+        mask_BT: Tensor,
+        *,
+        is_demonstration: bool = False,
+        with_exact_kl: bool = False,
     ) -> TokenLogprobs:
         """Log-probabilities and entropies at masked positions, with gradient.
 
         Those of the policy that the engine samples: at its temperature, banned ids excluded. Demonstrations are scored
-        at temperature 1 over the whole vocabulary.
+        at temperature 1 over the whole vocabulary. `with_exact_kl` adds the divergence from the reference over the
+        whole vocabulary, of the same policy.
         """
         with self._autocast():
-            return self._score(self._model, rows, mask_BT, self._features, is_demonstration=is_demonstration)
+            return self._score(
+                self._model,
+                rows,
+                mask_BT,
+                self._features,
+                is_demonstration=is_demonstration,
+                reference=self._compare_with_reference(rows, mask_BT) if with_exact_kl else None,
+            )
+
+    @torch.no_grad()
+    def constant_logprobs(self, rows: Sequence[TrainingRow], mask_BT: Tensor) -> Tensor:
+        """Log-probabilities [B, T] of the policy as it is now, without gradient."""
+        logprobs_BT = self.logprobs(rows, mask_BT).logprobs_BT
+        if self._learns_vision:  # features are kept where there is no gradient; the next update outdates them
+            self._features.clear()
+        return logprobs_BT
 
     @torch.no_grad()
     def reference_logprobs(self, rows: Sequence[TrainingRow], mask_BT: Tensor) -> Tensor:
-        """Log-probabilities [B, T] under the weights that training started from."""
-        with self._autocast():
-            if self._reference is not None:
-                return self._score(self._reference, rows, mask_BT, self._reference_features).logprobs_BT
-            assert hasattr(self._model, "disable_adapter"), "policy was built without a reference"
-            with self._model.disable_adapter():
-                return self._score(self._model, rows, mask_BT, self._features).logprobs_BT
+        """Log-probabilities [B, T] under the reference."""
+        with self._autocast(), self._reference_model() as reference:
+            return self._score(reference, rows, mask_BT, self._reference_features).logprobs_BT
+
+    @torch.no_grad()
+    def _compare_with_reference(self, rows: Sequence[TrainingRow], mask_BT: Tensor) -> Reference:
+        sequences, images = [row.token_ids for row in rows], [row.images for row in rows]
+        with self._reference_model() as reference:
+            states_NH = scored_states(reference, sequences, images, mask_BT, features=self._reference_features)
+        # Adapters change no language head, so what follows needs them neither on nor off.
+        return Reference(model=reference, hidden_NH=states_NH, divergence=exact_kl)
+
+    @contextlib.contextmanager
+    def _reference_model(self) -> Generator[Any]:
+        """The reference: a model of its own, or the policy without its adapters."""
+        if self._reference is not None:
+            yield self._reference
+            return
+        assert hasattr(self._model, "disable_adapter"), "policy was built without a reference"
+        with self._model.disable_adapter():
+            yield self._model
 
     @torch.no_grad()
     def engine_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -156,6 +208,7 @@ class Policy:
         features: ImageFeatureCache,
         *,
         is_demonstration: bool = False,
+        reference: Reference | None = None,
     ) -> TokenLogprobs:
         return token_logprobs(
             model,
@@ -165,6 +218,7 @@ class Policy:
             features=features,
             temperature=1.0 if is_demonstration else self._temperature,
             banned_token_ids=() if is_demonstration else self._banned_token_ids,
+            reference=reference,
         )
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -177,6 +231,15 @@ def _copy_without_gradient(model: Any) -> Any:
     """A copy of what can change; frozen modules are shared."""
     frozen = [module for module in (model.model.visual,) if not any(p.requires_grad for p in module.parameters())]
     return copy.deepcopy(model, {id(module): module for module in frozen}).requires_grad_(False)
+
+
+def _load_reference(path: Path | str, model: Any, config: ModelConfig, *, device: torch.device) -> Any:
+    """The reference of another checkpoint; a vision tower that equals the frozen one of `model` is shared."""
+    reference = load_model(path, dtype="float32", attn_implementation=config.attn_implementation, device=device)
+    pairs = zip(reference.model.visual.parameters(), model.model.visual.parameters(), strict=True)
+    if config.freeze_vision and all(torch.equal(theirs, ours) for theirs, ours in pairs):
+        reference.model.visual = model.model.visual
+    return reference.requires_grad_(False)
 
 
 def _add_lora(model: Any, config: ModelConfig) -> Any:

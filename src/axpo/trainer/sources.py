@@ -11,10 +11,11 @@ from typing import Protocol, TypeVar
 
 from axpo.algo.credit import assign_credit
 from axpo.algo.prefixes import tool_call_confidence
-from axpo.algo.resampling import plan_resampling
+from axpo.algo.resampling import plan_resampling, resample_budget
 from axpo.diagnostics.metrics import Metrics, picture_metrics, rollout_metrics
 from axpo.diagnostics.recorder import rollout_lines
 from axpo.dialogue import Conversation
+from axpo.errors import ConfigError
 from axpo.protocols import Renderer
 from axpo.rollout.collect import OnRollout, OnTotal, StepRollouts, collect_step
 from axpo.rollout.loop import RolloutSetup
@@ -74,6 +75,21 @@ def select_items(items: Sequence[Item], *, step: int, num_items: int, seed: int)
     order = list(range(len(items)))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return tuple(items[index] for index in order[position * num_items : (position + 1) * num_items])
+
+
+def check_resampling(config: Config, *, num_questions: int) -> None:
+    """Raise `ConfigError` when the budget of a step, drawn from `num_questions` questions, never pays for a prefix."""
+    rollout, algorithm = config.rollout, config.algorithm
+    asked = min(rollout.questions_per_step, num_questions)
+    budget = resample_budget(asked * rollout.group_size, algorithm.resample_budget_frac)
+    if algorithm.resample_budget_frac == 0 or budget >= algorithm.num_continuations:
+        return
+    few = f"; the data set has only {num_questions} questions" if asked < rollout.questions_per_step else ""
+    raise ConfigError(
+        f"algorithm.resample_budget_frac: a budget of {budget} continuations per step ({asked} questions x "
+        f"{rollout.group_size} rollouts{few}) never pays for one prefix of num_continuations = "
+        f"{algorithm.num_continuations}. Raise it, or set it to 0 for GRPO."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

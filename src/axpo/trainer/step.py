@@ -6,10 +6,11 @@ before it is split, so micro-batches change memory and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from axpo.algo.losses import (
     cispo_loss,
     clipped_surrogate_loss,
     cross_entropy_loss,
+    importance_weights,
     kl_penalty,
     masked_sum,
     row_weights,
@@ -47,24 +49,32 @@ class MicroBatch:
     mask_BT: Tensor
     advantages_BT: Tensor
     behavior_logprobs_BT: Tensor
+    """The engine's, as it sampled the tokens."""
+    old_logprobs_BT: Tensor
+    """What the policy's ratio is relative to: the trainer's own where the rows have them, else the engine's."""
 
     @classmethod
     def from_rows(cls, rows: Sequence[TrainingRow], weights: Sequence[float], *, device: torch.device) -> MicroBatch:
         """Pad rows to the longest."""
         shape = (len(rows), max(len(row.token_ids) for row in rows))
         mask_BT = torch.zeros(shape, dtype=torch.bool)
-        advantages_BT, behavior_logprobs_BT = torch.zeros(shape), torch.zeros(shape)
         for index, row in enumerate(rows):
-            mask_T = torch.tensor(row.loss_mask)
-            mask_BT[index, : len(mask_T)] = mask_T
-            advantages_BT[index, : len(mask_T)][mask_T] = torch.tensor(row.advantages)[mask_T]
-            behavior_logprobs_BT[index, : len(mask_T)][mask_T] = torch.tensor(row.behavior_logprobs)[mask_T]
+            mask_BT[index, : len(row.loss_mask)] = torch.tensor(row.loss_mask)
+
+        def pad(values: Iterable[Sequence[float]]) -> Tensor:
+            padded_BT = torch.zeros(shape)
+            for index, values_T in enumerate(values):
+                mask_T = mask_BT[index, : len(values_T)]
+                padded_BT[index, : len(values_T)][mask_T] = torch.tensor(values_T)[mask_T]
+            return padded_BT.to(device)
+
         return cls(
             rows=tuple(rows),
             weights_B=torch.tensor(weights, device=device),
             mask_BT=mask_BT.to(device),
-            advantages_BT=advantages_BT.to(device),
-            behavior_logprobs_BT=behavior_logprobs_BT.to(device),
+            advantages_BT=pad(row.advantages for row in rows),
+            behavior_logprobs_BT=pad(row.behavior_logprobs for row in rows),
+            old_logprobs_BT=pad(row.old_logprobs or row.behavior_logprobs for row in rows),
         )
 
     @property
@@ -84,8 +94,9 @@ def train_step(
 ) -> Metrics:
     """Update the policy on the rows of step `step` and return the `train/` and `engine/` metrics.
 
-    Behaviour log-probs are the engine's own and stay frozen over mini-batches and epochs. Rows without a learning token
-    are left out; without any row nothing is updated. Raises `NonFiniteError` before a bad update reaches the weights.
+    Old log-probs are the engine's or, with `algorithm.old_logprobs = "trainer"`, the policy's own before the first
+    update; they stay the same over mini-batches and epochs. Rows without a learning token are left out; without any row
+    nothing is updated. Raises `NonFiniteError` before a bad update reaches the weights.
     """
     rate = learning_rate(
         step,
@@ -98,6 +109,8 @@ def train_step(
         group["lr"] = rate
     policy.forget_images()
     rows = [row for row in rows if row.num_learning_tokens]
+    if config.algorithm.old_logprobs == "trainer":
+        rows = score_rows(policy, rows, max_tokens=config.train.tokens_per_micro_batch)
     totals = _Totals()
     for epoch in range(config.train.epochs):
         seed = f"{config.run.seed}/{step}/{epoch}"
@@ -106,6 +119,17 @@ def train_step(
         for mini_batch in mini_batches:
             _update(policy, optimizer, mini_batch, config=config, step=step, num_questions=share, totals=totals)
     return {**totals.metrics(), "train/learning_rate": rate, "train/rows": len(rows)}
+
+
+def score_rows(policy: Policy, rows: Sequence[TrainingRow], *, max_tokens: int) -> list[TrainingRow]:
+    """The rows in the same order, with the log-probs of the policy as it is now; demonstrations stay without."""
+    scored: dict[str, tuple[float, ...]] = {}
+    sampled = [row for row in rows if row.role is not RowRole.DEMONSTRATION]
+    for batch in split_micro_batches(sampled, [0.0] * len(sampled), max_tokens=max_tokens, device=policy.device):
+        logprobs_BT = policy.constant_logprobs(batch.rows, batch.mask_BT).tolist()
+        for row, logprobs_T in zip(batch.rows, logprobs_BT, strict=True):
+            scored[row.id] = tuple(logprobs_T[: len(row.token_ids)])
+    return [dataclasses.replace(row, old_logprobs=scored.get(row.id)) for row in rows]
 
 
 def split_mini_batches(
@@ -173,29 +197,42 @@ def _update(
 
 
 def _batch_loss(policy: Policy, batch: MicroBatch, algorithm: AlgorithmConfig, totals: _Totals) -> Tensor:
-    scores = policy.logprobs(batch.rows, batch.mask_BT, is_demonstration=batch.is_demonstration)
-    kl_BT = None
+    has_kl = algorithm.kl_coef > 0 and not batch.is_demonstration
+    scores = policy.logprobs(
+        batch.rows,
+        batch.mask_BT,
+        is_demonstration=batch.is_demonstration,
+        with_exact_kl=has_kl and algorithm.kl_estimator == "exact",
+    )
+    kl_BT = scores.divergence_BT
+    if has_kl and kl_BT is None:
+        kl_BT = kl_penalty(scores.logprobs_BT, policy.reference_logprobs(batch.rows, batch.mask_BT))
     if batch.is_demonstration:
         loss_BT = cross_entropy_loss(scores.logprobs_BT)
     else:
-        surrogate_loss = {"ppo_clip": clipped_surrogate_loss, "cispo": cispo_loss}[algorithm.loss]
-        loss_BT = surrogate_loss(
-            scores.logprobs_BT,
-            batch.behavior_logprobs_BT,
-            batch.advantages_BT,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-        )
-        if algorithm.kl_coef > 0:
-            reference_BT = policy.reference_logprobs(batch.rows, batch.mask_BT)
-            kl_BT = kl_penalty(scores.logprobs_BT, reference_BT, estimator=algorithm.kl_estimator)
-            loss_BT = loss_BT + algorithm.kl_coef * kl_BT
+        loss_BT = _policy_loss(scores.logprobs_BT, batch, algorithm)
+    if kl_BT is not None:
+        loss_BT = loss_BT + algorithm.kl_coef * kl_BT
     loss = (batch.weights_B * masked_sum(loss_BT, batch.mask_BT)).sum()
     with torch.no_grad():
         totals.add(
             batch, algorithm, loss=loss, logprobs_BT=scores.logprobs_BT, entropy_BT=scores.entropy_BT, kl_BT=kl_BT
         )
     return loss
+
+
+def _policy_loss(logprobs_BT: Tensor, batch: MicroBatch, algorithm: AlgorithmConfig) -> Tensor:
+    surrogate_loss = {"ppo_clip": clipped_surrogate_loss, "cispo": cispo_loss}[algorithm.loss]
+    loss_BT = surrogate_loss(
+        logprobs_BT,
+        batch.old_logprobs_BT,
+        batch.advantages_BT,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+    )
+    if algorithm.importance_cap == 0:
+        return loss_BT
+    return loss_BT * importance_weights(batch.old_logprobs_BT, batch.behavior_logprobs_BT, cap=algorithm.importance_cap)
 
 
 def _names(rows: Sequence[TrainingRow]) -> str:
@@ -236,13 +273,17 @@ class _Totals:
             return
         gap_N = (logprobs_BT - batch.behavior_logprobs_BT)[batch.mask_BT]
         advantages_N = batch.advantages_BT[batch.mask_BT]
-        ratio_N = gap_N.exp()
+        ratio_N = (logprobs_BT - batch.old_logprobs_BT)[batch.mask_BT].exp()
         # PPO's minimum lets the clip act on one side only; CISPO's weight is clipped whatever the sign.
         is_cispo = algorithm.loss == "cispo"
         self._add("ratio", ratio_N.sum())
         self._add("clip_low", ((ratio_N < 1 - algorithm.clip_low) & ((advantages_N < 0) | is_cispo)).sum())
         self._add("clip_high", ((ratio_N > 1 + algorithm.clip_high) & ((advantages_N > 0) | is_cispo)).sum())
         self._raise("ratio", ratio_N.max())
+        if algorithm.importance_cap > 0:
+            weights_N = (batch.old_logprobs_BT - batch.behavior_logprobs_BT)[batch.mask_BT].exp()
+            self._add("importance", weights_N.clamp(max=algorithm.importance_cap).sum())
+            self._add("importance_capped", (weights_N > algorithm.importance_cap).sum())
         if self.num_updates == 0:
             self.num_first_tokens += num_tokens
             self._add("gap", gap_N.abs().sum())
@@ -264,6 +305,8 @@ class _Totals:
             "train/ratio_max": self.maxima.get("ratio"),
             "train/clip_frac_low": self._mean("clip_low", self.num_tokens),
             "train/clip_frac_high": self._mean("clip_high", self.num_tokens),
+            "train/importance_mean": self._mean("importance", self.num_tokens),
+            "train/importance_capped": self._mean("importance_capped", self.num_tokens),
             "train/updates": self.num_updates,
             "tokens/trained": self.num_tokens,
             "engine/logprob_gap_mean": self._mean("gap", self.num_first_tokens),
