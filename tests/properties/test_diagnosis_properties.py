@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from axpo.algo import all_wrong_rate, plan_resampling, tool_use_rate
 from axpo.algo.example import build_group
 from axpo.diagnostics.diagnosis import diagnose
-from axpo.diagnostics.gap_sums import RATES, DumpSums
+from axpo.diagnostics.gap_sums import DumpSums
+from axpo.measures.rates import RATES
 from axpo.diagnostics.importers import FORMATS, Problems, find_dumps, open_dump
 from axpo.diagnostics.importers.dialogue import read_messages, read_text
 from axpo.diagnostics.importers.seen import SeenRollout
-from axpo.diagnostics.intervals import RatioSums
+from axpo.measures.sums import RatioSums
 from axpo.diagnostics.metrics import rollout_metrics
 from axpo.diagnostics.recorder import rollout_lines
 from axpo.diagnostics.recovery import forecast, fresh_probability, plan_step, recovery_probability

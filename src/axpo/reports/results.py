@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from axpo.errors import UserError
-from axpo.evaluation.statistics import Interval
+from axpo.measures.intervals import UNKNOWN, Interval
 from axpo.reports.charts import series
 from axpo.reports.runs import Arm, load_arms
 from axpo.reports.tables import (
-    UNKNOWN,
     TableRow,
     columns,
     difference,
