@@ -18,7 +18,7 @@ from axpo.diagnostics.recovery import (
     SuccessSums,
     fresh_probability,
     plan_step,
-    recovery_probability,
+    posterior_recovery_probability,
     resample_budget,
 )
 from axpo.measures.rates import RATES
@@ -112,7 +112,7 @@ def test_the_budget_is_the_algorithm_s(num_rollouts: int, frac: float) -> None:
 def test_recovery_follows_proposition_1_when_questions_are_alike() -> None:
     # no spread between questions: both sides are those of the algorithm's own function
     for num in (1, 4, 8):
-        ours = recovery_probability(5, num, mean=0.3, correlation=0.0)
+        ours = posterior_recovery_probability(5, num, mean=0.3, correlation=0.0)
         assert ours == pytest.approx(proposition_1(0.3, num))
         fresh = fresh_probability(5, num, tool_use=0.4, mean=0.3, correlation=0.0)
         assert fresh == pytest.approx(proposition_1(0.4 * 0.3, num))
@@ -123,10 +123,10 @@ def test_recovery_of_questions_that_differ() -> None:
     # E[(1-p)^n | 0 of k] = (1 + k) / (1 + k + n)
     for failed, num in ((0, 1), (2, 4), (5, 8)):
         expected = 1 - Fraction(1 + failed, 1 + failed + num)
-        assert recovery_probability(failed, num, mean=0.5, correlation=1 / 3) == pytest.approx(float(expected))
+        assert posterior_recovery_probability(failed, num, mean=0.5, correlation=1 / 3) == pytest.approx(float(expected))
     # one new rollout that is a tool with q = 1/2, after one failure: 1/2 * E[p | 0 of 1] = 1/2 * 1/3
     assert fresh_probability(1, 1, tool_use=0.5, mean=0.5, correlation=1 / 3) == pytest.approx(1 / 6)
-    assert recovery_probability(1, 4, mean=0.5, correlation=1.0) == 0  # it always fails
+    assert posterior_recovery_probability(1, 4, mean=0.5, correlation=1.0) == 0  # it always fails
 
 
 def test_the_spread_between_questions_by_analysis_of_variance() -> None:

@@ -241,7 +241,7 @@ def test_what_cannot_be_compared_is_refused(ours: Any, theirs: Any, words: str) 
 def test_the_text_of_a_comparison_marks_what_is_told_apart() -> None:
     ours, theirs = _solving("abcd"), _solving("")
     text = comparison_markdown(compare([[ours]], [[theirs]], labels=("tools | on", "tools <off>")))
-    assert "| Puzzles | 4 | **+100.0 [+100.0, +100.0]** (100.0 / 0.0) |" in text
+    assert "| Puzzles | 4 | **+100.0 [+30.7, +100.0]** (100.0 / 0.0) |" in text
     assert "# tools \\| on against tools &lt;off>" in text
     assert "| Puzzles | 0 | 4 | 0 | 0 |" in text
     assert "left out" not in text
