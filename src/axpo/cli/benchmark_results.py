@@ -166,10 +166,10 @@ def _print(text: str, out: Path | None) -> None:
 
 def _terminal_table(manifest: Manifest, summaries: Sequence[BenchmarkSummary]) -> Table:
     num_samples = manifest.num_samples
-    title = f"{manifest.label}: {num_samples} sample(s) a question, 95 % intervals clustered by question"
+    title = f"{manifest.label}: {num_samples} sample(s) a question, 95% intervals clustered by question"
     table = Table(title=escape(title))
     names = {"pass@1": "Pass@1", f"pass@{num_samples}": f"Pass@{num_samples}", "tool_use_rate": "tool use"}
-    for heading in ("benchmark", "N", *names.values(), "any try", "truncated"):
+    for heading in ("benchmark", "N", *names.values(), "any sample", "truncated"):
         table.add_column(heading, justify="left" if heading == "benchmark" else "right")
     for summary in summaries:
         cells = (summary.number(name) for name in (*names, "tool_use_any", "truncated"))

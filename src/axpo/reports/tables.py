@@ -71,7 +71,7 @@ def columns(rows: Sequence[TableRow], category: str = "") -> dict[str, str]:
     passes = sorted({name for row in rows for name in row.cells if name.startswith("pass@")}, key=_k_of)
     headings = {name: f"Pass@{_k_of(name)}" for name in passes} | {
         "tool_use_rate": "Tool use",
-        "tool_use_any": "Tool use, any try",
+        "tool_use_any": "Tool use, any sample",
         "box_hit_rate": "Box hits",
         "accuracy_given_hit": "Right after a hit",
         "accuracy_given_miss": "Right after a miss",
