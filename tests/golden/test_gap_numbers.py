@@ -123,7 +123,9 @@ def test_recovery_of_questions_that_differ() -> None:
     # E[(1-p)^n | 0 of k] = (1 + k) / (1 + k + n)
     for failed, num in ((0, 1), (2, 4), (5, 8)):
         expected = 1 - Fraction(1 + failed, 1 + failed + num)
-        assert posterior_recovery_probability(failed, num, mean=0.5, correlation=1 / 3) == pytest.approx(float(expected))
+        assert posterior_recovery_probability(failed, num, mean=0.5, correlation=1 / 3) == pytest.approx(
+            float(expected)
+        )
     # one new rollout that is a tool with q = 1/2, after one failure: 1/2 * E[p | 0 of 1] = 1/2 * 1/3
     assert fresh_probability(1, 1, tool_use=0.5, mean=0.5, correlation=1 / 3) == pytest.approx(1 / 6)
     assert posterior_recovery_probability(1, 4, mean=0.5, correlation=1.0) == 0  # it always fails

@@ -15,10 +15,10 @@ from axpo.cli.diagnose import EXIT_CONDITION, add_arguments, parse_condition, pa
 from axpo.diagnostics import gap_sums
 from axpo.diagnostics.diagnosis import Diagnosis, PartDiagnosis, diagnose
 from axpo.diagnostics.gap_sums import DumpSums, length_bin, quantile
-from axpo.measures.rates import RATES
 from axpo.diagnostics.gap_text import verdict
 from axpo.diagnostics.importers.seen import SeenCall, SeenRollout
 from axpo.errors import ConfigError, DataError
+from axpo.measures.rates import RATES
 from axpo.types import FailureKind
 
 

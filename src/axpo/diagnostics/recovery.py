@@ -150,7 +150,7 @@ def posterior_recovery_probability(num_failed: int, num_samples: int, *, mean: f
 
     >>> posterior_recovery_probability(2, 4, mean=0.5, correlation=0.0)
     0.9375
-    >>> round(posterior_recovery_probability(1, 1, mean=0.5, correlation=1 / 3), 4)  # a uniform prior, after one failure
+    >>> round(posterior_recovery_probability(1, 1, mean=0.5, correlation=1 / 3), 4)  # uniform prior, one failure
     0.3333
     """
     failing = 1.0

@@ -44,8 +44,8 @@ def spearman(first: ArrayLike, second: ArrayLike) -> float | None:
 def clustered_spearman(first: Sequence[float], second: Sequence[float], clusters: Sequence[str]) -> Interval:
     """`spearman` with its 95% interval.
 
-    Fisher's z with the variance of a jackknife that leaves out one cluster at a time, but at least that of independent
-    observations, 1.06 / (n - 3) (Fieller, Hartley and Pearson 1957), and Student's t.
+    Fisher's z with Student's t and the variance of a jackknife that leaves out one of C clusters at a time, but at
+    least that of C independent observations, 1.06 / (C - 3) (Fieller, Hartley and Pearson 1957).
 
     Args:
         first: [n] values.
@@ -60,7 +60,7 @@ def clustered_spearman(first: Sequence[float], second: Sequence[float], clusters
 
     >>> interval = clustered_spearman([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], ["a", "b", "c", "d", "d"])
     >>> interval.estimate, round(interval.low, 2), interval.high
-    (1.0, -0.83, 1.0)
+    (1.0, -0.92, 1.0)
     """
     if len(clusters) != len(first):
         raise DataError(f"clustered_spearman: {len(clusters)} cluster labels for {len(first)} observations.")
@@ -69,18 +69,19 @@ def clustered_spearman(first: Sequence[float], second: Sequence[float], clusters
     labels, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     if estimate is None or len(labels) < MIN_CLUSTERS:
         return Interval(estimate=estimate, low=None, high=None)
-    left_out = [spearman(a[index != number], b[index != number]) for number in range(len(labels))]
-    z_C = np.array([_fisher(value, len(a)) for value in left_out if value is not None])
-    jackknife = (len(labels) - 1) * float(z_C.var()) if z_C.size else 0.0
-    half = student_t(len(labels) - 1) * math.sqrt(max(jackknife, _RANK_VARIANCE / (len(a) - 3)))
-    center = _fisher(estimate, len(a))
+    count = len(labels)
+    left_out = [spearman(a[index != number], b[index != number]) for number in range(count)]
+    z_C = np.array([_fisher(value, count) for value in left_out if value is not None])
+    jackknife = (count - 1) * float(z_C.var()) if z_C.size else 0.0
+    half = student_t(count - 1) * math.sqrt(max(jackknife, _RANK_VARIANCE / (count - 3)))
+    center = _fisher(estimate, count)
     low, high = math.tanh(center - half), math.tanh(center + half)
     return Interval(estimate=estimate, low=min(low, estimate), high=max(high, estimate))
 
 
-def _fisher(correlation: float, num_observations: int) -> float:
+def _fisher(correlation: float, num_clusters: int) -> float:
     """Fisher's z, finite for a correlation of 1."""
-    largest = 1 - 1 / num_observations**2
+    largest = 1 - 1 / num_clusters**2
     return math.atanh(min(largest, max(-largest, correlation)))
 
 

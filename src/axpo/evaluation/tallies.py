@@ -1,8 +1,8 @@
 """Judged dialogues -> counts of each sample, and the addends of every number of a benchmark.
 
-Every number is total(numerator) / total(denominator) over questions. Pass@k and scores are over the n samples asked for,
-so a lost rollout is wrong. All other shares and means are over finished rollouts, because nothing is known of the others.
-`axpo.measures.rates` defines the rates that other outputs have too.
+Every number is total(numerator) / total(denominator) over questions. Pass@k and scores are over the n samples asked
+for, so a lost rollout is wrong. All other shares and means are over finished rollouts, because nothing is known of the
+others. `axpo.measures.rates` defines the rates that other outputs have too.
 """
 
 from __future__ import annotations

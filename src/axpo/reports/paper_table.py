@@ -36,8 +36,8 @@ _JUDGING = ("no_judge", "judge_failures", "undecided")
 _SIGNS = "†‡§¶‖"
 _OF_AVERAGES = "°"
 _METHOD = (
-    "Percent. Small: 95% confidence interval, clustered by question. Averages are unweighted over benchmarks. In Pass@k "
-    "a lost rollout is wrong and stays in n; tool use is of finished rollouts."
+    "Percent. Small: 95% confidence interval, clustered by question. Averages are unweighted over benchmarks. In "
+    "Pass@k a lost rollout is wrong and stays in n; tool use is of finished rollouts."
 )
 
 
