@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE.parents[1] / "docs" / "results.md")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--pages-only", action="store_true", help="run nothing, write the pages from the kept records")
     args = parser.parse_args()
     jobs = [("sft", "eval", "axpo.toml", {})]
     jobs += [
@@ -46,10 +47,11 @@ def main() -> None:
         for seed in range(args.seeds)
         for method, (recipe, options) in METHODS.items()
     ]
-    with ThreadPoolExecutor(args.processes) as pool:
-        list(pool.map(lambda job: run(args.out, *job), jobs))
-    for name, *_ in jobs:
-        keep_records(args.out / name, args.records / name)
+    if not args.pages_only:
+        with ThreadPoolExecutor(args.processes) as pool:
+            list(pool.map(lambda job: run(args.out, *job), jobs))
+        for name, *_ in jobs:
+            keep_records(args.out / name, args.records / name)
     notes = (HERE / "results_notes.md").read_text(encoding="utf-8")
     write_results([args.records / name for name, *_ in jobs], args.results, notes=notes)
     write_section()

@@ -9,7 +9,7 @@ import pytest
 
 from axpo.cli.diagnose import run_diagnose
 from axpo.cli.main import main
-from axpo.diagnostics.gap_sums import RATES
+from axpo.measures.rates import RATES
 from workshop import numbers_of, words_of
 
 

@@ -17,11 +17,11 @@ from fractions import Fraction as F
 
 import pytest
 
-from axpo.evaluation.averages import benchmark_seed, macro_average
-from axpo.evaluation.compare import compare
+from axpo.evaluation.averages import macro_average
+from axpo.evaluation.compare import compare, comparison_markdown
 from axpo.evaluation.scorecard import BenchmarkSummary
-from axpo.evaluation.statistics import paired_difference
 from axpo.evaluation.summary import summarize
+from axpo.measures.estimates import Questions
 from benchmark_records import ZOOM, answered, info, question, three_questions
 
 
@@ -40,45 +40,45 @@ def summary() -> BenchmarkSummary:
         ("pass@2", (F(5, 6) + F(1, 2) + 0) / 3),
         ("pass@4", F(2, 3)),
         ("score/f1", (1 + F(1, 2) + 1 + 1) / 12),  # what is lost or has no score adds 0
-        ("tool_use_rate", F(5, 12)),
+        ("tool_use_rate", F(5, 10)),  # of the rollouts that finished
         ("tool_use_any", F(1)),
-        ("executed_rate", F(3, 12)),  # q1/0, q1/1 (it ran and raised), q3/0
+        ("executed_rate", F(3, 10)),  # q1/0, q1/1 (it ran and raised), q3/0
         ("executed_any", F(2, 3)),
         # Answered: 1 + 2 + 1 + 1 + 1 = 6; written rightly: the three zooms among them.
         ("valid_call_rate", F(3, 6)),
-        ("calls_per_rollout", F(1 + 2 + 2 + 1 + 1, 10)),
+        ("calls_per_rollout", F(1 + 2 + 1 + 1 + 1, 10)),  # answered ones
         ("accuracy_tool", F(1, 5)),
         ("accuracy_no_tool", F(2, 5)),  # ended without: q1/2, q2/0 right; q2/1, q3/1, q3/2 wrong
         ("all_wrong_tool", F(2, 3)),  # q2, q3
         ("all_wrong_no_tool", F(1, 3)),  # q3
         ("all_wrong_gap", F(2, 3) - F(1, 3)),
-        ("stop/answered", F(8, 12)),
-        ("stop/turn_limit", F(1, 12)),
-        ("stop/token_limit", F(1, 12)),
+        ("stop/answered", F(8, 10)),
+        ("stop/turn_limit", F(1, 10)),
+        ("stop/token_limit", F(1, 10)),
         ("stop/time_limit", F(0)),
-        ("truncated", F(2, 12)),
+        ("truncated", F(2, 10)),
         ("lost", F(2, 12)),
         ("prompt_tokens", F(100)),
         ("completion_tokens", F((10 + 11 + 12) + (10 + 11 + 12 + 13) + (10 + 11 + 12), 10)),
         ("cost_usd", F(1, 100)),
         ("seconds", F(2)),
         ("turns", F(5 * 2 + 5 * 1, 10)),
-        (f"tool_share/{ZOOM}", F(4, 12)),
+        (f"tool_share/{ZOOM}", F(4, 10)),
         (f"tool_accuracy/{ZOOM}", F(1, 4)),
-        ("tool_share/python", F(1, 12)),
+        ("tool_share/python", F(1, 10)),
         ("tool_accuracy/python", F(0)),
-        ("tool_share/(no such tool)", F(2, 12)),
+        ("tool_share/(no such tool)", F(2, 10)),
     ],
 )
 def test_every_number_by_hand(summary: BenchmarkSummary, name: str, expected: F) -> None:
     assert summary.number(name).estimate == pytest.approx(float(expected), abs=1e-12)
 
 
-def test_the_interval_draws_questions_of_one_seed_together(summary: BenchmarkSummary) -> None:
-    # Two clusters: s1 has 3 right of 8, s2 has 0 of 4. Resamples: 3/8 (1 in 4), 3/12 (2 in 4), 0 (1 in 4), so that the
-    # 2.5 % and 97.5 % quantiles are 0 and 3/8. Drawn one by one, three questions would also give 2/4 (thrice q1).
+def test_the_interval_takes_questions_of_one_seed_together(summary: BenchmarkSummary) -> None:
+    # Two clusters: s1 has 3 right of 8, s2 has 0 of 4.
+    expected = Questions(["s1", "s2"]).ratio([(3 / 4, 2), (0, 1)]).interval
     interval = summary.number("pass@1")
-    assert (interval.low, interval.high) == (0.0, pytest.approx(3 / 8))
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_what_was_counted(summary: BenchmarkSummary) -> None:
@@ -110,7 +110,10 @@ def test_breakdowns_by_hand(summary: BenchmarkSummary) -> None:
         row.value: (row.num_questions, *(row.number(n).estimate for n in ("pass@1", "pass@4", "tool_use_rate")))
         for row in subject.rows
     }
-    assert rows == {"algebra": (2, 2 / 8, 1 / 2, 3 / 8), "geometry": (1, 1 / 4, 1.0, 2 / 4)}
+    assert rows == {
+        "algebra": (2, 2 / 8, 1 / 2, 3 / 6),
+        "geometry": (1, 1 / 4, 1.0, 2 / 4),
+    }
     assert [row.value for row in level.rows] == ["2", "10", "–"]  # numbers by size, not by letters
 
 
@@ -121,7 +124,8 @@ def test_average_and_worst_case_by_hand(summary: BenchmarkSummary) -> None:
     assert (variants.num_groups, variants.min_size, variants.max_size) == (2, 1, 2)
     assert variants.average_case.estimate == pytest.approx(3 / 12)
     assert variants.worst_case.estimate == pytest.approx(1 / 8)
-    assert (variants.worst_case.low, variants.worst_case.high) == (0.0, pytest.approx(1 / 4))
+    expected = Questions(["s1", "s2"]).ratio([(1, 4), (0, 4)]).interval
+    assert variants.worst_case.high == pytest.approx(expected.high)
 
 
 def test_questions_that_share_nothing_have_no_worst_case() -> None:
@@ -160,14 +164,15 @@ def test_rotations_by_hand() -> None:
 def test_an_average_over_benchmarks_is_unweighted(summary: BenchmarkSummary) -> None:
     solved = [answered(name, 0, right=True) for name in ("a", "b")]
     one = summarize(info(name="one"), (question("a"), question("b")), solved, num_samples=1)
-    # 3/12 of the one and 2/2 of the other, which is 1 in every resample.
+    # 3/12 of the one and 2/2 of the other; the distances to the upper bounds add up in squares.
     mean = macro_average((summary, one), "pass@1")
     assert mean.estimate == pytest.approx((F(1, 4) + 1) / 2)
-    assert (mean.low, mean.high) == (pytest.approx((0 + 1) / 2), pytest.approx((F(3, 8) + 1) / 2))
+    upper = summary.number("pass@1").high
+    assert upper is not None and mean.high == pytest.approx(5 / 8 + (upper - 1 / 4) / 2)
 
 
 def test_a_difference_is_paired(summary: BenchmarkSummary) -> None:
-    # B is A with one more right sample of every question: the difference is 1/4 in every resample.
+    # B is A with one more right sample of every question.
     problems, rollouts = three_questions()
     first_wrong = {"q1": 1, "q2": 1, "q3": 0}
     better = [
@@ -177,20 +182,35 @@ def test_a_difference_is_paired(summary: BenchmarkSummary) -> None:
         for r in rollouts
     ]
     other = summarize(info(), problems, better, num_samples=4)
-    (one,) = compare([other], [summary]).benchmarks
+    (one,) = compare([[other]], [[summary]]).benchmarks
     by_name = {difference.name: difference for difference in one.differences}
     gain = by_name["pass@1"]
     assert (gain.a, gain.b) == (pytest.approx(1 / 2), pytest.approx(1 / 4))
-    assert (gain.difference.estimate, gain.difference.low, gain.difference.high) == pytest.approx((1 / 4,) * 3)
+    assert gain.difference.estimate == pytest.approx(1 / 4)
     assert by_name["pass@4"].difference.estimate == pytest.approx(1 / 3)  # only q3 was solved by none
     assert (one.solved_by_both, one.solved_only_by_a, one.solved_only_by_b, one.solved_by_none) == (2, 1, 0, 0)
     assert one.only_a_ids == ("q3",)
 
 
-def test_a_difference_has_the_interval_of_the_paired_bootstrap(summary: BenchmarkSummary) -> None:
+def test_a_difference_has_the_interval_of_a_paired_estimate(summary: BenchmarkSummary) -> None:
     problems, rollouts = three_questions()
     other = summarize(info(), problems, [r for r in rollouts if r.rollout.problem_id != "q1"], num_samples=4)
-    (one,) = compare([summary], [other], seed=7).benchmarks
+    (one,) = compare([[summary]], [[other]]).benchmarks
+    questions = Questions(["s1", "s1", "s2"])
     ours, theirs = [(2 / 4, 1), (1 / 4, 1), (0, 1)], [(0, 1), (1 / 4, 1), (0, 1)]
-    expected = paired_difference(ours, theirs, clusters=["s1", "s1", "s2"], seed=benchmark_seed(summary, 7))
+    expected = (questions.ratio(ours, method="a") - questions.ratio(theirs, method="b")).interval
     assert one.differences[0].difference == expected
+
+
+def test_several_runs_of_a_side_include_the_variance_between_them(summary: BenchmarkSummary) -> None:
+    problems, rollouts = three_questions()
+    worse = summarize(info(), problems, [r for r in rollouts if not r.is_correct], num_samples=4)
+    single, several = compare([[summary]], [[worse]]), compare([[summary], [worse]], [[worse], [summary]])
+    assert (single.includes_training_seeds, several.includes_training_seeds) == (False, True)
+    assert (several.num_runs_a, several.num_runs_b) == (2, 2)
+    assert "do not include the variance between training seeds" in comparison_markdown(single)
+    assert "include the variance between training runs" in comparison_markdown(several)
+    difference = several.benchmarks[0].differences[0].difference
+    assert difference.estimate == pytest.approx(0)
+    assert difference.low is not None and difference.low < -0.25  # two runs a side tell little
+    assert several.benchmarks[0].num_samples_a == 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,15 @@ from axpo.algo import recovery_probability as proposition_1
 from axpo.algo import resample_budget as budget_of_the_algorithm
 from axpo.algo import thinking_prefixes
 from axpo.diagnostics.diagnosis import Numbers, PartDiagnosis, diagnose
-from axpo.diagnostics.gap_sums import RATES
-from axpo.diagnostics.intervals import Z_95, PairSums, RatioSums
 from axpo.diagnostics.recorder import read_metrics, rollout_lines
 from axpo.diagnostics.recovery import (
     SuccessSums,
     fresh_probability,
     plan_step,
-    recovery_probability,
+    posterior_recovery_probability,
     resample_budget,
 )
+from axpo.measures.rates import RATES
 from axpo.types import Content, Message, Problem, RolloutGroup, SegmentKind, StopReason
 from records import PROMPT, TEXT, THINKING, TOOL_CLOSE, TOOL_OPEN, TOOL_RESULT, build_rollout
 from synthetic_run import write_run
@@ -111,66 +109,10 @@ def test_the_budget_is_the_algorithm_s(num_rollouts: int, frac: float) -> None:
     assert resample_budget(num_rollouts, frac) == budget_of_the_algorithm(num_rollouts, frac)
 
 
-def test_an_interval_is_clustered_by_group() -> None:
-    # tool use 2/2, 0/2, 1/2 of three groups: R = 1/2, residuals n - R d = 1, -1, 0
-    sums = RatioSums()
-    for used in (2, 0, 1):
-        sums.add(used, 2)
-    variance = Fraction(1 + 1, 6**2) * Fraction(3, 2)  # sum of squares / D^2 * G / (G - 1) = 1/12
-    assert sums.variance == pytest.approx(float(variance))
-    # Wilson with (1/4) / (1/12) = 3 effective observations: half width z / (1 + z^2/3) sqrt(1/12 + z^2/36)
-    squared = Z_95**2
-    half = Z_95 / (1 + squared / 3) * math.sqrt(1 / 12 + squared / 36)
-    rate = sums.rate(is_share=True)
-    assert (rate.low, rate.high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
-    mean = sums.rate(is_share=False)
-    assert mean.high == pytest.approx(0.5 + Z_95 * math.sqrt(1 / 12))
-    assert (rate.numerator, rate.denominator, rate.num_groups) == (3, 6, 3)
-
-
-def test_a_share_of_zero_has_an_interval_and_a_single_group_has_none() -> None:
-    sums = RatioSums()
-    sums.add(0, 8)
-    assert (sums.rate(is_share=True).estimate, sums.rate(is_share=True).low) == (0.0, None)
-    sums.add(0, 8)
-    rate = sums.rate(is_share=True)
-    assert rate.low == 0 and rate.high == pytest.approx(Z_95**2 / (2 + Z_95**2))  # Wilson at 0 of 2
-    assert RatioSums().rate(is_share=True).estimate is None
-
-
-def test_a_difference_on_the_same_groups_counts_what_they_share() -> None:
-    # two shares that agree in every group differ by nothing, surely; opposite ones by both errors together
-    equal, opposite, apart = PairSums.empty(), PairSums.empty(), PairSums.empty()
-    for wrong in (1, 0, 1, 0):
-        equal.add((wrong, 1), (wrong, 1))
-        opposite.add((wrong, 1), (1 - wrong, 1))
-        apart.add((wrong, 1), (0, 0))
-        apart.add((0, 0), (wrong, 1))
-    assert (equal.difference().low, equal.difference().high) == (pytest.approx(0), pytest.approx(0))
-    alone = equal.first.rate(is_share=True)
-    assert alone.high is not None
-    half = alone.high - 0.5
-    assert opposite.difference().high == pytest.approx(2 * half)
-    assert apart.difference().high == pytest.approx(half * math.sqrt(2))  # nothing is shared
-    apart.add((1, 1), (0, 0))
-    assert apart.difference().estimate == pytest.approx(3 / 5 - 1 / 2)
-
-
-def test_a_difference_of_certain_shares_still_has_an_interval() -> None:
-    gap = PairSums.empty()
-    gap.add((1, 1), (0, 1))
-    assert (gap.difference().estimate, gap.difference().low) == (1, None)  # one group
-    gap.add((1, 1), (0, 1))
-    difference = gap.difference()
-    # Wilson at 2 of 2 and at 0 of 2: z^2 / (2 + z^2) each
-    error = Z_95**2 / (2 + Z_95**2)
-    assert difference.high == 1 and difference.low == pytest.approx(1 - error * math.sqrt(2))
-
-
 def test_recovery_follows_proposition_1_when_questions_are_alike() -> None:
     # no spread between questions: both sides are those of the algorithm's own function
     for num in (1, 4, 8):
-        ours = recovery_probability(5, num, mean=0.3, correlation=0.0)
+        ours = posterior_recovery_probability(5, num, mean=0.3, correlation=0.0)
         assert ours == pytest.approx(proposition_1(0.3, num))
         fresh = fresh_probability(5, num, tool_use=0.4, mean=0.3, correlation=0.0)
         assert fresh == pytest.approx(proposition_1(0.4 * 0.3, num))
@@ -181,10 +123,12 @@ def test_recovery_of_questions_that_differ() -> None:
     # E[(1-p)^n | 0 of k] = (1 + k) / (1 + k + n)
     for failed, num in ((0, 1), (2, 4), (5, 8)):
         expected = 1 - Fraction(1 + failed, 1 + failed + num)
-        assert recovery_probability(failed, num, mean=0.5, correlation=1 / 3) == pytest.approx(float(expected))
+        assert posterior_recovery_probability(failed, num, mean=0.5, correlation=1 / 3) == pytest.approx(
+            float(expected)
+        )
     # one new rollout that is a tool with q = 1/2, after one failure: 1/2 * E[p | 0 of 1] = 1/2 * 1/3
     assert fresh_probability(1, 1, tool_use=0.5, mean=0.5, correlation=1 / 3) == pytest.approx(1 / 6)
-    assert recovery_probability(1, 4, mean=0.5, correlation=1.0) == 0  # it always fails
+    assert posterior_recovery_probability(1, 4, mean=0.5, correlation=1.0) == 0  # it always fails
 
 
 def test_the_spread_between_questions_by_analysis_of_variance() -> None:

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from axpo.algo import all_wrong_rate, plan_resampling, tool_use_rate
 from axpo.algo.example import build_group
 from axpo.diagnostics.diagnosis import diagnose
-from axpo.diagnostics.gap_sums import RATES, DumpSums
+from axpo.diagnostics.gap_sums import DumpSums
 from axpo.diagnostics.importers import FORMATS, Problems, find_dumps, open_dump
 from axpo.diagnostics.importers.dialogue import read_messages, read_text
 from axpo.diagnostics.importers.seen import SeenRollout
-from axpo.diagnostics.intervals import RatioSums
 from axpo.diagnostics.metrics import rollout_metrics
 from axpo.diagnostics.recorder import rollout_lines
-from axpo.diagnostics.recovery import forecast, fresh_probability, plan_step, recovery_probability
+from axpo.diagnostics.recovery import forecast, fresh_probability, plan_step, posterior_recovery_probability
 from axpo.errors import DataError
+from axpo.measures.rates import RATES
+from axpo.measures.sums import RatioSums
 from axpo.types import Content, Message, Problem
 from records import Step, steps
 
@@ -92,11 +93,11 @@ def test_chances_are_chances_and_continuing_is_never_worse_than_starting_anew(
     failed: int, num: int, mean: float, correlation: float, tool_use: float
 ) -> None:
     spread = {"mean": mean, "correlation": correlation}
-    ours = recovery_probability(failed, num, **spread)
+    ours = posterior_recovery_probability(failed, num, **spread)
     fresh = fresh_probability(failed, num, tool_use=tool_use, **spread)
     assert -1e-9 <= fresh <= ours + 1e-9 and ours <= 1 + 1e-9  # Proposition 1 with p(t_1) = p_tool >= q p_tool
-    assert recovery_probability(failed, num + 1, **spread) >= ours - 1e-9
-    assert recovery_probability(failed + 1, num, **spread) <= ours + 1e-9
+    assert posterior_recovery_probability(failed, num + 1, **spread) >= ours - 1e-9
+    assert posterior_recovery_probability(failed + 1, num, **spread) <= ours + 1e-9
 
 
 @given(

@@ -104,7 +104,7 @@ def test_a_method_without_a_benchmark_has_dashes_and_no_average_over_it() -> Non
     table = build_paper_table([("ours", _method(1, 0.5, 0)), ("theirs", _method(1))])
     estimates = [cell.interval.estimate for cell in table.sections[0].rows[1][1]]
     assert estimates == [1.0, None, None, None, None]
-    assert "| theirs | 100.0<br><sub>100.0–100.0</sub> | – | – | – | – |" in paper_markdown(table)
+    assert "| theirs | 100.0<br><sub>51.0–100.0</sub> | – | – | – | – |" in paper_markdown(table)
 
 
 def test_methods_with_different_n_share_a_k_that_both_have() -> None:
@@ -194,8 +194,8 @@ def test_the_page_tells_the_numbers_and_shows_every_part(tmp_path: Path) -> None
     part = _records(problems, rollouts, num_samples=4, breakdowns=("subject",), tools=(ZOOM, "python"), title="Quiz")
     text = _Page(_write(tmp_path, part)).words
     for words in (
-        "Quiz: 25.0 % right at the first try (95 % interval 0.0–37.5), 66.7 % of the questions solved within 4 tries.",
-        "41.7 % of the rollouts call a tool. All tool-using rollouts of a question are wrong in 66.7 %",
+        "Quiz: 25.0 % right at the first try (95% interval 2.0–73.8), 66.7 % of the questions solved within 4 tries.",
+        "50.0 % of the rollouts call a tool. All tool-using rollouts of a question are wrong in 66.7 %",
         "Read the 5 alarms below",
         "By subject",
         "algebra 2 25.0 %",

@@ -14,10 +14,11 @@ import pytest
 from axpo.cli.diagnose import EXIT_CONDITION, add_arguments, parse_condition, parse_mapping, run_diagnose
 from axpo.diagnostics import gap_sums
 from axpo.diagnostics.diagnosis import Diagnosis, PartDiagnosis, diagnose
-from axpo.diagnostics.gap_sums import RATES, DumpSums, length_bin, quantile
+from axpo.diagnostics.gap_sums import DumpSums, length_bin, quantile
 from axpo.diagnostics.gap_text import verdict
 from axpo.diagnostics.importers.seen import SeenCall, SeenRollout
 from axpo.errors import ConfigError, DataError
+from axpo.measures.rates import RATES
 from axpo.types import FailureKind
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from axpo.cli.diagnose import run_diagnose
 from axpo.diagnostics.diagnosis import Diagnosis, PartDiagnosis, diagnose
-from axpo.diagnostics.gap_sums import RATES
 from axpo.diagnostics.gap_text import verdict
-from axpo.diagnostics.intervals import Rate
 from axpo.errors import ConfigError
+from axpo.measures.rates import RATES
+from axpo.measures.sums import Rate
 from axpo.reports import diagnosis as pages
 from axpo.reports import diagnosis_views as views
 from axpo.reports.definitions import define

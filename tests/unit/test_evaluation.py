@@ -10,6 +10,7 @@ from axpo.engines.scripted import ScriptedEngine
 from axpo.errors import DataError, EngineFault
 from axpo.evaluation.run import evaluate
 from axpo.images import ContentImageStore
+from axpo.measures.estimates import Questions
 from axpo.protocols import ParsedTurn, RenderedConversation, RenderedTokens
 from axpo.rollout.executor import ToolExecutor
 from axpo.rollout.loop import RolloutLimits, RolloutSetup
@@ -102,11 +103,13 @@ def test_a_lost_sample_counts_as_wrong_and_stays_in_n() -> None:
 
 
 def test_questions_about_one_picture_widen_the_interval() -> None:
-    # Four questions on two pictures, one picture always right: two independent observations, interval 0 to 1.
+    # Four questions on two images, one image always right: two independent observations.
     script = {1: [RIGHT], 2: [RIGHT], 3: [WRONG], 4: [WRONG]}
     clustered = [problem(1, cluster="a"), problem(2, cluster="a"), problem(3, cluster="b"), problem(4, cluster="b")]
     metrics = evaluate(clustered, setup=build_setup(script), num_samples=1, seed=0).metrics
-    assert (metrics["eval/pass@1"], metrics["eval/pass@1_low"], metrics["eval/pass@1_high"]) == (0.5, 0.0, 1.0)
+    expected = Questions(["a", "b"]).ratio([(1, 1), (0, 1)]).interval
+    found = (metrics["eval/pass@1"], metrics["eval/pass@1_low"], metrics["eval/pass@1_high"])
+    assert found == pytest.approx((0.5, expected.low, expected.high))
 
 
 def test_two_questions_with_one_id_are_refused() -> None:

@@ -330,7 +330,7 @@ def test_spearman_of_known_ranks() -> None:
         spearman([1, 2], [1])
 
 
-def test_the_interval_of_spearman_draws_whole_clusters() -> None:
+def test_the_interval_of_spearman_is_clustered() -> None:
     rng = np.random.default_rng(0)
     first = rng.normal(size=30)
     second = first + rng.normal(size=30)

@@ -44,7 +44,6 @@ def write_results(folder: Path, *, console: RunConsole) -> None:
             result.problems,
             result.rollouts,
             num_samples=manifest.num_samples,
-            seed=manifest.seed,
             tools=manifest.tools,
             judge=result.info.judge,
         )
@@ -118,14 +117,28 @@ def read_scores(folder: Path) -> Scores:
         ) from error
 
 
-def print_comparison(first: Path, second: Path, *, out: Path | None) -> None:
-    """Two evaluations on the questions they share. Raises `DataError`."""
-    a, b = read_scores(first), read_scores(second)
-    labels = (a.manifest.label, b.manifest.label)
-    if labels[0] == labels[1]:
-        labels = (first.name, second.name)
-    text = comparison_markdown(compare(a.summaries, b.summaries, labels=labels))
-    _print(text, out)
+def print_comparison(folders: Sequence[Path], *, out: Path | None) -> None:
+    """Two methods on the questions they share; several folders with one label are training runs of one method.
+
+    Raises `DataError`, `ConfigError`.
+    """
+    scores = [read_scores(folder) for folder in folders]
+    labels = [of.manifest.label for of in scores]
+    if len(folders) == 2 and labels[0] == labels[1]:
+        labels = [folder.name for folder in folders]
+    runs = {label: [of.summaries for of, own in zip(scores, labels, strict=True) if own == label] for label in labels}
+    if len(runs) != 2:
+        raise ConfigError(
+            f"axpo eval compare: expected two methods, got {len(runs)}: {', '.join(runs)}. Folders with one label are "
+            "runs of one method."
+        )
+    (label_a, a), (label_b, b) = runs.items()
+    comparison = compare(a, b, labels=(label_a, label_b))
+    if out is None or out.suffix != ".json":
+        _print(comparison_markdown(comparison), out)
+    else:
+        write_atomically(out, [json.dumps(to_json(comparison), ensure_ascii=False, indent=1) + "\n"])
+        print(f"comparison: {out}")
 
 
 def print_table(folders: Sequence[Path], *, out: Path | None) -> None:
@@ -153,10 +166,10 @@ def _print(text: str, out: Path | None) -> None:
 
 def _terminal_table(manifest: Manifest, summaries: Sequence[BenchmarkSummary]) -> Table:
     num_samples = manifest.num_samples
-    title = f"{manifest.label}: {num_samples} sample(s) a question, 95 % intervals clustered by question"
+    title = f"{manifest.label}: {num_samples} sample(s) a question, 95% intervals clustered by question"
     table = Table(title=escape(title))
     names = {"pass@1": "Pass@1", f"pass@{num_samples}": f"Pass@{num_samples}", "tool_use_rate": "tool use"}
-    for heading in ("benchmark", "N", *names.values(), "any try", "truncated"):
+    for heading in ("benchmark", "N", *names.values(), "any sample", "truncated"):
         table.add_column(heading, justify="left" if heading == "benchmark" else "right")
     for summary in summaries:
         cells = (summary.number(name) for name in (*names, "tool_use_any", "truncated"))

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from axpo.errors import AxpoError, ConfigError
-from axpo.evaluation.statistics import Interval
+from axpo.measures.intervals import Interval
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "mini_cpu"
 FULL_STEPS = 40

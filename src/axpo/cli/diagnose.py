@@ -159,7 +159,7 @@ def parse_mapping(words: Sequence[str]) -> dict[str, str]:
 
 
 def _known_names() -> tuple[str, ...]:
-    from axpo.diagnostics.gap_sums import RATES
+    from axpo.measures.rates import RATES
 
     return (*RATES, "gap")
 

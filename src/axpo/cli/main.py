@@ -76,9 +76,14 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_eval(add("eval", _evaluate, "Pass@k and tool use: on data.eval of a configuration, or on benchmarks."))
     command = add("eval-compare", _compare, "Two evaluations on the same questions, with intervals of the difference.")
     command.prog = "axpo eval compare"
-    command.add_argument("first", type=Path, metavar="A", help="folder of `axpo eval --benchmarks`")
-    command.add_argument("second", type=Path, metavar="B")
-    command.add_argument("--out", type=Path, metavar="FILE.md", help="also write it there")
+    command.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="two folders of `axpo eval --benchmarks`, or more: folders with one label are training runs of one method",
+    )
+    command.add_argument("--out", type=Path, metavar="FILE", help="also write it there: .md or .json")
     command = add("eval-table", _table, "The paper's table over several evaluations: rows methods, columns benchmarks.")
     command.prog = "axpo eval table"
     command.add_argument("folders", type=Path, nargs="+", metavar="DIR")
@@ -256,7 +261,7 @@ def _probe(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from axpo.cli.benchmark_results import print_comparison
 
-    print_comparison(arguments.first, arguments.second, out=arguments.out)
+    print_comparison(arguments.folders, out=arguments.out)
     return 0
 
 

@@ -93,7 +93,8 @@ def run_probe(
         num_continuations: K.
         max_prefixes: M, over all questions.
         out: the run folder; None: `probe_folder`.
-        judge: joins clusters of calls that mean the same; it is closed here.
+        judge: joins clusters of calls that mean the same. It is closed when it was asked; a model that was never
+            asked holds no connection.
 
     Raises:
         ConfigError: an option is wrong, or the folder is taken.
@@ -145,7 +146,7 @@ def run_probe(
         result = probe.run(num_continuations=num_continuations, max_prefixes=max_prefixes)
         _write(folder, config, result)
         if judge is not None and result.prefixes:
-            result = _judged(result, problems, judge, seed=config.run.seed)
+            result = _judged(result, problems, judge)
             _write(folder, config, result)
     _show(result, folder)
     return 0
@@ -202,7 +203,7 @@ class _Probe:
             step.continuations, self.problems, setup=self.setup, num_continuations=num_continuations
         )
         counts = self._count(step, prefixes, fresh)
-        numbers = measure(prefixes, fresh, num_continuations=num_continuations, seed=seed)
+        numbers = measure(prefixes, fresh, num_continuations=num_continuations)
         return ProbeResult(
             verdict=verdict(counts, numbers),
             counts=counts,
@@ -277,7 +278,7 @@ class _Probe:
         lines = rollout_lines(
             step=STEP, phase="eval", groups=sampled.groups, problems=problems, decode=self.parts.renderer.decode
         )
-        metrics = outcome_metrics(outcomes, seed=self.parts.config.run.seed)
+        metrics = outcome_metrics(outcomes)
         self.recorder.record_eval(STEP, {**metrics, **self.setup.executor.take_service_numbers()}, lines)
 
     def _count(
@@ -306,7 +307,7 @@ class _Probe:
         )
 
 
-def _judged(result: ProbeResult, problems: Sequence[Problem], model: ChatModel, *, seed: int) -> ProbeResult:
+def _judged(result: ProbeResult, problems: Sequence[Problem], model: ChatModel) -> ProbeResult:
     from axpo.evaluation.call_judge import CallJudge
     from axpo.evaluation.probe_numbers import measure
     from axpo.evaluation.probes import judge_outcomes
@@ -325,7 +326,7 @@ def _judged(result: ProbeResult, problems: Sequence[Problem], model: ChatModel, 
 
     prefixes = asyncio.run(ask())
     counts = replace(result.counts, judge_asked=judge.counts.asked, judge_failed=judge.counts.failed)
-    numbers = measure(prefixes, result.fresh, num_continuations=counts.num_continuations, seed=seed)
+    numbers = measure(prefixes, result.fresh, num_continuations=counts.num_continuations)
     return replace(result, counts=counts, numbers=numbers, prefixes=prefixes)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from axpo.diagnostics.gap_sums import RATES, DumpSums, StepSums, quantile
+from axpo.diagnostics.gap_sums import DumpSums, StepSums, quantile
 from axpo.diagnostics.importers import DumpFile, OpenDump, Problems, SeenRollout, find_dumps, open_dump
 from axpo.diagnostics.importers.fields import Format
 from axpo.diagnostics.importers.problems import plain
-from axpo.diagnostics.intervals import Rate, RatioSums, difference
 from axpo.diagnostics.recovery import Recovery, forecast
 from axpo.errors import ConfigError, DataError
+from axpo.measures.rates import RATES
+from axpo.measures.sums import Rate, RatioSums, difference
 
 VERSION = 1
 """Of the layout of the JSON."""
@@ -51,7 +52,7 @@ class ToolNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """What one step, or all steps together, say. `rates` are those of `axpo.diagnostics.gap_sums.RATES`."""
+    """What one step, or all steps together, say. `rates` are those of `axpo.measures.rates.RATES`."""
 
     counts: Mapping[str, int]
     rates: Mapping[str, Rate]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from axpo.diagnostics.importers.problems import plain
 from axpo.diagnostics.importers.seen import SeenCall, SeenRollout
-from axpo.diagnostics.intervals import PairSums, RatioSums
 from axpo.diagnostics.recovery import SuccessSums
+from axpo.measures.rates import RATES, GroupCounts
+from axpo.measures.sums import PairSums, RatioSums
 from axpo.types import FailureKind
 
 MAX_OPEN_GROUPS = 200_000
@@ -27,213 +28,19 @@ MAX_BIN = 256
 """Group sizes, turns and tool-using siblings above count as this many in histograms."""
 BINS_PER_OCTAVE = 4
 
-Addends = tuple[float, float]
 
-
-class Group:
+@dataclass(slots=True, kw_only=True)
+class Group(GroupCounts):
     """Counters of the rollouts of one question at one step."""
 
-    __slots__ = (
-        "answered",
-        "calls_never_ran",
-        "candidates",
-        "continuations",
-        "continuations_reward",
-        "continuations_right",
-        "failed",
-        "first_call",
-        "has_two_calls",
-        "in_thinking",
-        "last_row",
-        "length",
-        "lengths_known",
-        "max_reward",
-        "min_reward",
-        "n",
-        "reward",
-        "right",
-        "scored",
-        "step",
-        "thinking_known",
-        "tool",
-        "tool_reward",
-        "tool_right",
-        "tool_scored",
-        "tools",
-        "truncated",
-        "truncation_known",
-        "turns",
-        "turns_known",
-    )
-
-    def __init__(self, step: int | None) -> None:
-        self.step = step
-        self.n = self.scored = self.right = self.tool = self.tool_scored = self.tool_right = 0
-        self.answered = self.failed = self.calls_never_ran = self.candidates = 0
-        self.continuations = self.continuations_right = 0
-        self.in_thinking = self.thinking_known = self.truncated = self.truncation_known = 0
-        self.length = self.lengths_known = self.turns = self.turns_known = self.last_row = 0
-        self.reward = self.tool_reward = self.continuations_reward = 0.0
-        self.min_reward, self.max_reward = math.inf, -math.inf
-        self.first_call: int | None = None
-        self.has_two_calls = False  # two tool-using siblings, whose first calls differ
-        self.tools: dict[str, list[int]] | None = None  # calls, failures, rollouts, scored, right
-
-    @property
-    def is_triggered(self) -> bool:
-        """Tool-using siblings exist and none of those that were scored is right."""
-        return self.tool_scored > 0 and self.tool_right == 0
-
-    @property
-    def has_no_signal(self) -> bool:
-        """One reward for all: advantage zero."""
-        return self.scored > 0 and self.min_reward == self.max_reward
-
-
-# -- what is counted --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateRule:
-    """A rate: what a group adds to its numerator and denominator."""
-
-    title: str
-    addends: Callable[[Group], Addends]
-    is_share: bool = True
-    paper: str = ""
-    """D1 to D10, where it is one of the paper's quantities."""
-    logged_as: str = ""
-    """The key under which training logs the same number, see `docs/metrics.md`."""
-
-
-def _no_tool_scored(group: Group) -> int:
-    return group.scored - group.tool_scored
-
-
-def _no_tool_right(group: Group) -> int:
-    return group.right - group.tool_right
-
-
-RATES: Mapping[str, RateRule] = {
-    "tool_use_rate": RateRule(
-        title="rollouts that call a tool",
-        paper="D1, D7, D8",
-        addends=lambda g: (g.tool, g.n),
-        logged_as="rollout/tool_use_rate",
-    ),
-    "tool_use_any": RateRule(
-        title="questions with a tool-using rollout", paper="D8, D9", addends=lambda g: (g.tool > 0, g.n > 0)
-    ),
-    "all_wrong_tool": RateRule(
-        title="all wrong among tool-using siblings",
-        paper="D2",
-        addends=lambda g: (g.is_triggered, g.tool_scored > 0),
-        logged_as="rollout/all_wrong_tool",
-    ),
-    "all_wrong_no_tool": RateRule(
-        title="all wrong among siblings without a tool",
-        paper="D2",
-        addends=lambda g: (_no_tool_scored(g) > 0 and _no_tool_right(g) == 0, _no_tool_scored(g) > 0),
-        logged_as="rollout/all_wrong_no_tool",
-    ),
-    "all_wrong_tool_post": RateRule(
-        title="all wrong tool-using after resampling",
-        paper="D6",
-        addends=lambda g: (g.is_triggered and not g.continuations_right, g.tool_scored > 0),
-        logged_as="rollout/all_wrong_tool_post",
-    ),
-    "restore_rate": RateRule(
-        title="resampled questions that were recovered",
-        paper="D5",
-        addends=lambda g: (
-            g.is_triggered and g.continuations_right > 0,
-            g.is_triggered and g.continuations > 0,
-        ),
-        logged_as="resample/restore_rate",
-    ),
-    "restore_rate_all": RateRule(
-        title="triggered questions that were recovered",
-        paper="D5",
-        addends=lambda g: (g.is_triggered and g.continuations_right > 0, g.is_triggered),
-        logged_as="resample/restore_rate_all",
-    ),
-    "accuracy": RateRule(title="right rollouts", addends=lambda g: (g.right, g.scored)),
-    "accuracy_tool": RateRule(title="right with a tool", addends=lambda g: (g.tool_right, g.tool_scored)),
-    "accuracy_no_tool": RateRule(
-        title="right without a tool", addends=lambda g: (_no_tool_right(g), _no_tool_scored(g))
-    ),
-    "accuracy_attempted": RateRule(
-        title="right on questions where a tool was tried",
-        paper="D9",
-        addends=lambda g: (g.right, g.scored) if g.tool else (0, 0),
-    ),
-    "reward_mean": RateRule(
-        title="reward", addends=lambda g: (g.reward, g.scored), is_share=False, logged_as="reward/mean"
-    ),
-    "reward_tool": RateRule(
-        title="reward with a tool",
-        addends=lambda g: (g.tool_reward, g.tool_scored),
-        is_share=False,
-        logged_as="reward/tool",
-    ),
-    "reward_no_tool": RateRule(
-        title="reward without a tool",
-        addends=lambda g: (g.reward - g.tool_reward, _no_tool_scored(g)),
-        is_share=False,
-        logged_as="reward/no_tool",
-    ),
-    "reward_resampled": RateRule(
-        title="reward of continuations",
-        addends=lambda g: (g.continuations_reward, g.continuations),
-        is_share=False,
-        logged_as="reward/resampled",
-    ),
-    "zero_signal": RateRule(
-        title="groups without signal (one reward for all)",
-        addends=lambda g: (g.has_no_signal, g.scored > 0),
-        logged_as="groups/zero_signal",
-    ),
-    "all_right": RateRule(
-        title="groups without a wrong rollout",
-        addends=lambda g: (g.right == g.scored and g.scored > 0, g.scored > 0),
-        logged_as="groups/all_right",
-    ),
-    "all_wrong": RateRule(
-        title="groups without a right rollout",
-        addends=lambda g: (g.right == 0 and g.scored > 0, g.scored > 0),
-        logged_as="groups/all_wrong",
-    ),
-    "same_first_call": RateRule(
-        title="triggered questions whose first calls are all the same",
-        addends=lambda g: (not g.has_two_calls, 1) if g.is_triggered and g.tool > 1 else (0, 0),
-    ),
-    "calls_per_rollout": RateRule(
-        title="answered calls per rollout",
-        addends=lambda g: (g.answered, g.n),
-        is_share=False,
-        logged_as="tools/calls_per_rollout",
-    ),
-    "failure_rate": RateRule(
-        title="answered calls that failed",
-        addends=lambda g: (g.failed, g.answered),
-        logged_as="tools/failure_rate",
-    ),
-    "never_ran": RateRule(
-        title="calls that never ran", addends=lambda g: (g.calls_never_ran, g.answered + g.calls_never_ran)
-    ),
-    "calls_in_thinking": RateRule(
-        title="rollouts with a call inside thinking", addends=lambda g: (g.in_thinking, g.thinking_known)
-    ),
-    "truncated": RateRule(title="rollouts that a limit ended", addends=lambda g: (g.truncated, g.truncation_known)),
-    "response_length": RateRule(
-        title="response length",
-        addends=lambda g: (g.length, g.lengths_known),
-        is_share=False,
-        logged_as="length/response_mean",
-    ),
-    "turns": RateRule(title="turns", addends=lambda g: (g.turns, g.turns_known), is_share=False),
-}
-"""Every rate by name. Unless its title says otherwise it counts rollouts, not continuations."""
+    step: int | None
+    candidates: int = 0
+    """Prefixes that could be resampled."""
+    last_row: int = 0
+    first_call: int | None = None
+    """Hash of the first call of the last tool-using sibling."""
+    tools: dict[str, list[int]] | None = None
+    """Tool -> calls, failures, rollouts, scored rollouts, right rollouts."""
 
 
 @dataclass(slots=True)
@@ -266,7 +73,7 @@ class StepSums:
 
     def __init__(self) -> None:
         self.rates = {name: RatioSums() for name in RATES}
-        self.gap = PairSums.empty()
+        self.gap = PairSums()
         self.successes = SuccessSums()
         self.need: Counter[tuple[int, int]] = Counter()
         self.counts: Counter[str] = Counter()
@@ -298,9 +105,7 @@ class StepSums:
     def add_group(self, group: Group) -> None:
         """A closed group."""
         for name, rule in RATES.items():
-            numerator, denominator = rule.addends(group)
-            if denominator:
-                self.rates[name].add(numerator, denominator)
+            self.rates[name].add(*rule.addends(group))
         counts = self.counts
         if not group.n:  # continuations whose siblings are not there
             counts["orphaned_continuations"] += group.continuations
@@ -315,23 +120,18 @@ class StepSums:
             counts[_why_no_signal(group)] += 1
         if group.tool_scored:
             self.successes.add(group.tool_right, group.tool_scored)
-        no_tool = _no_tool_scored(group)
-        self.gap.add(
-            (group.is_triggered, group.tool_scored > 0), (no_tool > 0 and _no_tool_right(group) == 0, no_tool > 0)
-        )
+        self.gap.add(RATES["all_wrong_tool"].addends(group), RATES["all_wrong_no_tool"].addends(group))
         if group.is_triggered:
             counts["triggered"] += 1
             counts["candidates"] += group.candidates
             self.need[group.tool_scored, group.candidates] += 1
         for name, (calls, failed, _, scored, right) in (group.tools or {}).items():
             tool = self.tools[name]
-            if calls:
-                tool.failure_rate.add(failed, calls)
-            if scored:
-                tool.accuracy.add(right, scored)
+            tool.failure_rate.add(failed, calls)
+            tool.accuracy.add(right, scored)
 
 
-def _why_no_signal(group: Group) -> str:
+def _why_no_signal(group: GroupCounts) -> str:
     if group.scored == 1:
         return "no_signal_one_sample"
     if group.right == group.scored:
@@ -362,26 +162,20 @@ class DumpSums:
         if group is None:
             if len(self._open) >= MAX_OPEN_GROUPS:
                 self._close_oldest()
-            group = self._open[key] = Group(seen.step)
+            group = self._open[key] = Group(step=seen.step)
         group.last_row = self._num_rows
         reward = seen.reward
         is_right = reward is not None and reward >= self._correct_at
         if seen.is_continuation:
             if reward is not None:
-                group.continuations += 1
-                group.continuations_right += is_right
-                group.continuations_reward += reward
+                group.add_continuation(reward, is_right=is_right)
             return
         group.n += 1
         if reward is not None:
-            group.scored += 1
-            group.right += is_right
-            group.reward += reward
-            group.min_reward = min(group.min_reward, reward)
-            group.max_reward = max(group.max_reward, reward)
+            group.add_reward(reward, is_right=is_right, uses_tool=seen.uses_tool)
         step = self._step(seen.step)
         if seen.uses_tool:
-            self._add_tool_use(group, step, seen, reward, is_right)
+            self._add_tool_use(group, step, seen, is_right)
         if seen.num_calls_in_thinking is not None:
             group.thinking_known += 1
             group.in_thinking += seen.num_calls_in_thinking > 0
@@ -426,20 +220,14 @@ class DumpSums:
             self._step(group.step).add_group(group)
             self.num_closed_early += 1
 
-    def _add_tool_use(
-        self, group: Group, step: StepSums, seen: SeenRollout, reward: float | None, is_right: bool
-    ) -> None:
+    def _add_tool_use(self, group: Group, step: StepSums, seen: SeenRollout, is_right: bool) -> None:
         group.tool += 1
         group.candidates += seen.is_resumable
-        if reward is not None:
-            group.tool_scored += 1
-            group.tool_right += is_right
-            group.tool_reward += reward
         if seen.calls:
             first = hash((seen.calls[0].tool, seen.calls[0].arguments))
             group.has_two_calls = group.has_two_calls or group.first_call not in (None, first)
             group.first_call = first
-            self._add_calls(group, step, seen.calls, is_scored=reward is not None, is_right=is_right)
+            self._add_calls(group, step, seen.calls, is_scored=seen.reward is not None, is_right=is_right)
 
     def _add_calls(
         self, group: Group, step: StepSums, calls: tuple[SeenCall, ...], *, is_scored: bool, is_right: bool

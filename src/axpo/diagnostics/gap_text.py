@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from axpo.diagnostics.diagnosis import Diagnosis, Missing, Numbers, PartDiagnosis, StepNumbers
-from axpo.diagnostics.gap_sums import RATES
-from axpo.diagnostics.intervals import Rate
+from axpo.measures.rates import RATES
+from axpo.measures.sums import Rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

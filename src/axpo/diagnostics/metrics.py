@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from axpo.algo import statistics
 from axpo.diagnostics.zoom import ZoomCounts, add_counts, count_zooms
+from axpo.measures.rates import RATES, GroupCounts, count_rollouts, rate_of
 from axpo.types import (
     ContinuationGroup,
     FailureKind,
@@ -42,17 +42,13 @@ def rollout_metrics(
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     resampled = [rollout for group in continuations for rollout in group.rollouts]
+    counts = _count_groups(groups, continuations)
     return {
         "rollout/count": len(rollouts),
         "rollout/dropped": num_dropped,
-        "rollout/tool_use_rate": statistics.tool_use_rate(groups),
-        "rollout/calls_in_thinking": _mean(rollout.num_calls_in_thinking > 0 for rollout in rollouts),
-        "rollout/all_wrong_tool": statistics.all_wrong_rate(groups, subgroup="tool"),
-        "rollout/all_wrong_no_tool": statistics.all_wrong_rate(groups, subgroup="no_tool"),
-        "rollout/all_wrong_tool_post": statistics.post_resampling_all_wrong_rate(groups, continuations),
-        **_reward_metrics(rollouts, resampled),
-        **_group_metrics(groups),
-        **_resample_metrics(groups, continuations, plan),
+        **{rule.logged_as: rate_of(name, counts) for name, rule in RATES.items() if rule.logged_as},
+        "groups/tool_using": sum(count.tool > 0 for count in counts),
+        **_resample_metrics(continuations, plan),
         **tool_metrics(rollouts, tools=tools),
         **length_metrics(rollouts),
         "tokens/generated": sum(rollout.num_sampled_tokens for rollout in (*rollouts, *resampled)),
@@ -61,14 +57,28 @@ def rollout_metrics(
     }
 
 
+def _count_groups(
+    groups: Sequence[RolloutGroup], continuations: Sequence[ContinuationGroup]
+) -> tuple[GroupCounts, ...]:
+    """Counters of each question, the continuations of its prefixes included."""
+    resampled: dict[str, list[Rollout]] = {}
+    for branch in continuations:
+        resampled.setdefault(branch.prefix.source.id, []).extend(branch.rollouts)
+    return tuple(
+        count_rollouts(group.rollouts, [branch for source in group.rollouts for branch in resampled.get(source.id, ())])
+        for group in groups
+    )
+
+
 def tool_metrics(rollouts: Sequence[Rollout], *, tools: Sequence[str] = ()) -> Metrics:
     """Tool calls, their failures by kind, and what became of the calls of each tool; times in seconds."""
+    counts = count_rollouts(rollouts)
     results = [result for rollout in rollouts for result in rollout.tool_results]
     failures = Counter(result.failure.kind for result in results if result.failure is not None)
     metrics: Metrics = {
         "tools/calls": len(results),
-        "tools/calls_per_rollout": _mean(len(rollout.tool_results) for rollout in rollouts),
-        "tools/failure_rate": _mean(result.failure is not None for result in results),
+        "tools/calls_per_rollout": rate_of("calls_per_rollout", [counts]),
+        "tools/failure_rate": rate_of("failure_rate", [counts]),
         "tools/seconds": _mean(result.wall_time_s for result in results),
     }
     # A fault of ours ends the rollout: it is no result of a call, `rollout/dropped` counts it.
@@ -140,28 +150,7 @@ def ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator else None
 
 
-def _reward_metrics(rollouts: Sequence[Rollout], resampled: Sequence[Rollout]) -> Metrics:
-    return {
-        "reward/mean": _mean(rollout.reward for rollout in rollouts),
-        "reward/tool": _mean(rollout.reward for rollout in rollouts if rollout.uses_tool),
-        "reward/no_tool": _mean(rollout.reward for rollout in rollouts if not rollout.uses_tool),
-        "reward/resampled": _mean(rollout.reward for rollout in resampled),
-    }
-
-
-def _group_metrics(groups: Sequence[RolloutGroup]) -> Metrics:
-    filled = [[rollout.reward for rollout in group.rollouts] for group in groups if group.rollouts]
-    return {
-        "groups/zero_signal": _mean(len(set(rewards)) == 1 for rewards in filled),
-        "groups/tool_using": sum(bool(group.tool_using) for group in groups),
-        "groups/all_right": _mean(all(reward >= 1 for reward in rewards) for rewards in filled),
-        "groups/all_wrong": _mean(all(reward < 1 for reward in rewards) for rewards in filled),
-    }
-
-
-def _resample_metrics(
-    groups: Sequence[RolloutGroup], continuations: Sequence[ContinuationGroup], plan: ResamplePlan
-) -> Metrics:
+def _resample_metrics(continuations: Sequence[ContinuationGroup], plan: ResamplePlan) -> Metrics:
     return {
         "resample/budget": plan.budget,
         "resample/planned": plan.num_planned,
@@ -169,8 +158,6 @@ def _resample_metrics(
         "resample/triggered": plan.num_triggered,
         "resample/candidates": plan.num_candidates,
         "resample/confidence_mean": _mean(prefix.confidence for prefix in plan.prefixes),
-        "resample/restore_rate": statistics.restore_rate(groups, continuations),
-        "resample/restore_rate_all": statistics.restore_rate(groups, continuations, over="triggered"),
     }
 
 

@@ -143,14 +143,14 @@ def plan_step(need: StepNeed, num_slots: int) -> dict[tuple[int, int], float]:
     return result
 
 
-def recovery_probability(num_failed: int, num_samples: int, *, mean: float, correlation: float) -> float:
+def posterior_recovery_probability(num_failed: int, num_samples: int, *, mean: float, correlation: float) -> float:
     """Chance of at least one success in `num_samples` more tries, after `num_failed` tries without any.
 
     p ~ Beta with this mean and correlation 1 / (a + b + 1); then E[(1 - p)^n] is a quotient of Beta functions.
 
-    >>> recovery_probability(2, 4, mean=0.5, correlation=0.0)
+    >>> posterior_recovery_probability(2, 4, mean=0.5, correlation=0.0)
     0.9375
-    >>> round(recovery_probability(1, 1, mean=0.5, correlation=1 / 3), 4)  # a uniform prior, after one failure
+    >>> round(posterior_recovery_probability(1, 1, mean=0.5, correlation=1 / 3), 4)  # uniform prior, one failure
     0.3333
     """
     failing = 1.0
@@ -173,13 +173,15 @@ def fresh_probability(num_failed: int, num_samples: int, *, tool_use: float, mea
     """The same when each new sample uses a tool only with probability `tool_use`.
 
     Given p it is 1 - (1 - q p)^n: at most n tries that are tools count. The number of tools among the new samples is
-    binomial; the failures given that number are the product of `recovery_probability`.
+    binomial; the failures given that number are the product of `posterior_recovery_probability`.
 
     >>> round(fresh_probability(0, 2, tool_use=0.5, mean=0.5, correlation=0.0), 4)  # 1 - 0.75^2
     0.4375
     """
     if not 0 < tool_use < 1:
-        return recovery_probability(num_failed, num_samples if tool_use >= 1 else 0, mean=mean, correlation=correlation)
+        return posterior_recovery_probability(
+            num_failed, num_samples if tool_use >= 1 else 0, mean=mean, correlation=correlation
+        )
     log_use, log_not = math.log(tool_use), math.log1p(-tool_use)
     total, failing = 0.0, 1.0
     for used in range(num_samples + 1):
@@ -213,7 +215,7 @@ def forecast(
         expected = fresh = 0.0
         for (failed, prefixes), count in plans.items():
             num = prefixes * num_continuations
-            expected += count * recovery_probability(failed, num, **spread)
+            expected += count * posterior_recovery_probability(failed, num, **spread)
             fresh += count * fresh_probability(failed, num, tool_use=tool_use_rate, **spread)
     return Recovery(
         budget_frac=budget_frac,

@@ -5,37 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from axpo.evaluation.draws import Addends, Ratio, mean_of, resample
 from axpo.evaluation.scorecard import Breakdown, BreakdownRow, Measure, Variants
 from axpo.evaluation.tallies import AddendsOf, QuestionTallies, headline
+from axpo.measures.estimates import Estimate, Questions, average
+from axpo.measures.rates import Addends
 
 ALL = "all"
 MEAN = "mean"
 NOTHING: Addends = (0.0, 0.0)
 
 
-def break_down(questions: Sequence[QuestionTallies], key: str, *, seed: int = 0) -> Breakdown:
+def break_down(questions: Sequence[QuestionTallies], key: str) -> Breakdown:
     """Pass@1, Pass@n and tool use of each value of a category, values in their natural order."""
     values = sorted({question.category(key) for question in questions}, key=natural_order)
     named = headline(questions[0].num_samples)
-    columns = {
-        f"{index}/{name}": [addends(question) if question.category(key) == value else NOTHING for question in questions]
-        for index, value in enumerate(values)
-        for name, addends in named.items()
-    }
-    ratios = resample(columns, clusters=[question.cluster for question in questions], seed=seed)
-    rows = [
-        BreakdownRow(
-            value=value,
-            num_questions=sum(question.category(key) == value for question in questions),
-            measures=_measures({name: ratios[f"{index}/{name}"] for name in named}),
-        )
-        for index, value in enumerate(values)
-    ]
+    rows: list[BreakdownRow] = []
+    for value in values:
+        members = [question for question in questions if question.category(key) == value]
+        asked = Questions([question.cluster for question in members])
+        estimates = {name: asked.ratio(list(map(addends, members))) for name, addends in named.items()}
+        rows.append(BreakdownRow(value=value, num_questions=len(members), measures=_measures(estimates)))
     return Breakdown(key=key, rows=tuple(rows))
 
 
-def find_variants(questions: Sequence[QuestionTallies], *, seed: int = 0) -> Variants | None:
+def find_variants(questions: Sequence[QuestionTallies]) -> Variants | None:
     """Average and worst case over questions that share a cluster; None when none does.
 
     DynaMath (arXiv:2411.00836): the average case is the mean over all variants of all seeds, the worst case the share
@@ -48,22 +41,18 @@ def find_variants(questions: Sequence[QuestionTallies], *, seed: int = 0) -> Var
     sizes = [len(group) for group in groups.values()]
     if max(sizes) == 1:
         return None
-    named = headline(questions[0].num_samples)
-    ratios = resample(
-        {"average": [named["pass@1"](question) for question in questions]},
-        clusters=[question.cluster for question in questions],
-        seed=seed,
-    ) | resample({"worst": [_worst_case(group) for group in groups.values()]}, clusters=list(groups), seed=seed)
+    pass_at_1 = headline(questions[0].num_samples)["pass@1"]
+    asked = Questions([question.cluster for question in questions])
     return Variants(
         num_groups=len(groups),
         min_size=min(sizes),
         max_size=max(sizes),
-        average_case=ratios["average"].interval,
-        worst_case=ratios["worst"].interval,
+        average_case=asked.ratio(list(map(pass_at_1, questions))).interval,
+        worst_case=Questions(list(groups)).ratio(list(map(_worst_case, groups.values()))).interval,
     )
 
 
-def rotate(questions: Sequence[QuestionTallies], *, seed: int = 0) -> tuple[BreakdownRow, ...]:
+def rotate(questions: Sequence[QuestionTallies]) -> tuple[BreakdownRow, ...]:
     """HR-Bench's table: Pass@1 of each category and of all, for each rotation of the options, and the unweighted mean.
 
     Empty unless the questions have the categories `rotation` and `category` and there is more than one rotation.
@@ -73,21 +62,21 @@ def rotate(questions: Sequence[QuestionTallies], *, seed: int = 0) -> tuple[Brea
     if len(rotations) < 2 or not categories:
         return ()
     pass_at_1 = headline(questions[0].num_samples)["pass@1"]
-    columns = {
-        f"{rotation}/{category}": [_cell(question, rotation, category, pass_at_1) for question in questions]
+    asked = Questions([question.cluster for question in questions])
+    estimates = {
+        (rotation, category): asked.ratio([_cell(question, rotation, category, pass_at_1) for question in questions])
         for rotation in rotations
         for category in (*categories, ALL)
     }
-    ratios = resample(columns, clusters=[question.cluster for question in questions], seed=seed)
     rows = [
         BreakdownRow(
             value=rotation,
             num_questions=sum(question.category("rotation") == rotation for question in questions),
-            measures=_measures({name: ratios[f"{rotation}/{name}"] for name in (*categories, ALL)}),
+            measures=_measures({name: estimates[rotation, name] for name in (*categories, ALL)}),
         )
         for rotation in rotations
     ]
-    means = {name: mean_of([ratios[f"{rotation}/{name}"] for rotation in rotations]) for name in (*categories, ALL)}
+    means = {name: average([estimates[rotation, name] for rotation in rotations]) for name in (*categories, ALL)}
     mean_row = BreakdownRow(value=MEAN, num_questions=sum(row.num_questions for row in rows), measures=_measures(means))
     return (*rows, mean_row)
 
@@ -113,5 +102,5 @@ def _worst_case(group: Sequence[QuestionTallies]) -> Addends:
     return float(len(set.intersection(*right))), float(group[0].num_samples)
 
 
-def _measures(ratios: Mapping[str, Ratio]) -> tuple[Measure, ...]:
-    return tuple(Measure(name=name, interval=ratio.interval) for name, ratio in ratios.items())
+def _measures(estimates: Mapping[str, Estimate]) -> tuple[Measure, ...]:
+    return tuple(Measure(name=name, interval=estimate.interval) for name, estimate in estimates.items())

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from axpo.errors import DataError
-from axpo.evaluation.averages import benchmark_seed, common_k, ratios_of
-from axpo.evaluation.draws import Ratio, mean_of
+from axpo.evaluation.averages import common_k, estimates_of
 from axpo.evaluation.scorecard import BenchmarkSummary, QuestionResult, check_unique
-from axpo.evaluation.statistics import Interval
+from axpo.measures.estimates import Estimate, average, describe_runs
+from axpo.measures.intervals import Interval
 
 OVERALL = "Overall"
 
@@ -40,6 +40,7 @@ class BenchmarkComparison:
     """Questions that only one side was asked; they are left out."""
     num_samples_a: int
     num_samples_b: int
+    """Samples per question, of all runs."""
     judged_by_a: str
     judged_by_b: str
     """Whose rules, and which judge."""
@@ -69,6 +70,10 @@ class Comparison:
 
     label_a: str
     label_b: str
+    num_runs_a: int
+    num_runs_b: int
+    includes_training_seeds: bool
+    """True when both sides have several runs, so that intervals include the variance between training seeds."""
     benchmarks: tuple[BenchmarkComparison, ...]
     averages: tuple[AverageComparison, ...]
     """Each area with several benchmarks, then all."""
@@ -78,105 +83,131 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
-    """A benchmark of both sides, cut to the questions they share, in one order."""
+class _Side:
+    """The runs of one side on one benchmark, cut to the questions that all runs of both sides share, in one order."""
 
-    a: BenchmarkSummary
-    b: BenchmarkSummary
-    questions_a: tuple[QuestionResult, ...]
-    questions_b: tuple[QuestionResult, ...]
+    runs: tuple[BenchmarkSummary, ...]
+    questions: tuple[tuple[QuestionResult, ...], ...]
+    """Of each run."""
+    num_left_out: int
+
+    @property
+    def num_samples(self) -> int:
+        return sum(run.num_samples for run in self.runs)
+
+    @property
+    def solved(self) -> tuple[bool, ...]:
+        """Whether at least one sample of any run is right, for each question."""
+        return tuple(any(of.num_correct for of in runs) for runs in zip(*self.questions, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sides:
-    """A number of both sides with its draws."""
+class _Pair:
+    """A benchmark of both sides."""
 
-    a: Ratio
-    b: Ratio
-    difference: Ratio
+    a: _Side
+    b: _Side
+
+    @property
+    def first(self) -> BenchmarkSummary:
+        return self.a.runs[0]
+
+
+Numbers = dict[tuple[str, str], Estimate]
+"""(side, name) -> number of one benchmark."""
 
 
 def compare(
-    a: Sequence[BenchmarkSummary],
-    b: Sequence[BenchmarkSummary],
+    a: Sequence[Sequence[BenchmarkSummary]],
+    b: Sequence[Sequence[BenchmarkSummary]],
     *,
     labels: tuple[str, str] = ("A", "B"),
-    seed: int = 0,
 ) -> Comparison:
     """A minus B in Pass@1, Pass@k (k: what all have) and tool use; per benchmark, per area, overall.
 
-    Intervals are paired: both sides are resampled with the same clusters of questions. Averages resample each
-    benchmark on its own.
+    Intervals are paired: what makes a question hard for both sides cancels.
+
+    Args:
+        a: the benchmarks of each training run of the first side.
+        b: of the second side.
+        labels: names of the sides.
 
     Raises:
-        DataError: when a side names a benchmark twice, or when they share no benchmark or no question of one.
+        DataError: when a run names a benchmark twice, or when the sides share no benchmark or no question of one.
     """
-    check_unique(tuple(a), owner=labels[0])
-    check_unique(tuple(b), owner=labels[1])
-    names_a, names_b = ([summary.info.name for summary in side] for side in (a, b))
-    by_name = {summary.info.name: summary for summary in b}
-    pairs = [_pair(summary, by_name[summary.info.name], labels) for summary in a if summary.info.name in by_name]
-    if not pairs:
+    for side, label in ((a, labels[0]), (b, labels[1])):
+        for run in side:
+            check_unique(tuple(run), owner=label)
+    names_a, names_b = (_names(side) for side in (a, b))
+    names = [name for name in names_a if name in names_b]
+    if not names:
         raise DataError(
             f"compare: {labels[0]} has {', '.join(names_a) or 'no benchmark'}, {labels[1]} has "
             f"{', '.join(names_b) or 'no benchmark'}. Nothing was measured on both."
         )
-    k = common_k([summary for pair in pairs for summary in (pair.a, pair.b)])
+    pairs = [_pair(_of_benchmark(a, name), _of_benchmark(b, name), labels) for name in names]
+    k = common_k([run for pair in pairs for side in (pair.a, pair.b) for run in side.runs])
     metrics = tuple(dict.fromkeys(("pass@1", f"pass@{k}", "tool_use_rate", "tool_use_any")))
-    sides = [_measure(pair, metrics, seed=benchmark_seed(pair.a, seed)) for pair in pairs]
+    numbers = [estimates_of({"a": pair.a.questions, "b": pair.b.questions}, metrics) for pair in pairs]
     return Comparison(
         label_a=labels[0],
         label_b=labels[1],
-        benchmarks=tuple(_compare_one(pair, numbers) for pair, numbers in zip(pairs, sides, strict=True)),
-        averages=_averages(pairs, sides),
+        num_runs_a=len(a),
+        num_runs_b=len(b),
+        includes_training_seeds=min(len(a), len(b)) > 1,
+        benchmarks=tuple(_compare_one(pair, of) for pair, of in zip(pairs, numbers, strict=True)),
+        averages=_averages(pairs, numbers),
         only_in_a=tuple(name for name in names_a if name not in names_b),
         only_in_b=tuple(name for name in names_b if name not in names_a),
     )
 
 
-def _pair(a: BenchmarkSummary, b: BenchmarkSummary, labels: tuple[str, str]) -> _Pair:
-    of_a, of_b = ({question.problem_id: question for question in side.questions} for side in (a, b))
-    shared = sorted(of_a.keys() & of_b.keys())
+def _names(runs: Sequence[Sequence[BenchmarkSummary]]) -> list[str]:
+    """Benchmarks that all runs have."""
+    names = [{summary.info.name for summary in run} for run in runs]
+    return [summary.info.name for summary in runs[0] if all(summary.info.name in of for of in names)] if runs else []
+
+
+def _of_benchmark(runs: Sequence[Sequence[BenchmarkSummary]], name: str) -> tuple[BenchmarkSummary, ...]:
+    return tuple(next(summary for summary in run if summary.info.name == name) for run in runs)
+
+
+def _pair(a: tuple[BenchmarkSummary, ...], b: tuple[BenchmarkSummary, ...], labels: tuple[str, str]) -> _Pair:
+    asked_a, asked_b = (
+        set.intersection(*({question.problem_id for question in run.questions} for run in side)) for side in (a, b)
+    )
+    shared = sorted(asked_a & asked_b)
     if not shared:
         raise DataError(
-            f"compare: {a.info.title}: {labels[0]} was asked {len(of_a)} questions, {labels[1]} {len(of_b)}, and none "
-            "is the same. Evaluate both with the same preset, slice and data."
+            f"compare: {a[0].info.title}: {labels[0]} was asked {len(asked_a)} questions, {labels[1]} {len(asked_b)}, "
+            "and none is the same. Evaluate both with the same preset, slice and data."
         )
-    return _Pair(
-        a=a,
-        b=b,
-        questions_a=tuple(of_a[problem_id] for problem_id in shared),
-        questions_b=tuple(of_b[problem_id] for problem_id in shared),
-    )
+    return _Pair(a=_side(a, shared, len(asked_a)), b=_side(b, shared, len(asked_b)))
 
 
-def _measure(pair: _Pair, names: Sequence[str], *, seed: int) -> dict[str, _Sides]:
-    ratios = ratios_of({"a": pair.questions_a, "b": pair.questions_b}, names, seed=seed)
-    return {
-        name: _Sides(a=ratios["a", name], b=ratios["b", name], difference=ratios["a", name] - ratios["b", name])
-        for name in names
-    }
+def _side(runs: tuple[BenchmarkSummary, ...], shared: Sequence[str], num_asked: int) -> _Side:
+    by_id = [{question.problem_id: question for question in run.questions} for run in runs]
+    questions = tuple(tuple(of[problem_id] for problem_id in shared) for of in by_id)
+    return _Side(runs=runs, questions=questions, num_left_out=num_asked - len(shared))
 
 
-def _compare_one(pair: _Pair, numbers: dict[str, _Sides]) -> BenchmarkComparison:
-    solved = [
-        (a.problem_id, a.num_correct > 0, b.num_correct > 0)
-        for a, b in zip(pair.questions_a, pair.questions_b, strict=True)
-    ]
+def _compare_one(pair: _Pair, numbers: Numbers) -> BenchmarkComparison:
+    ids = [question.problem_id for question in pair.a.questions[0]]
+    solved = list(zip(ids, pair.a.solved, pair.b.solved, strict=True))
     only_a = tuple(problem_id for problem_id, by_a, by_b in solved if by_a and not by_b)
     only_b = tuple(problem_id for problem_id, by_a, by_b in solved if by_b and not by_a)
     return BenchmarkComparison(
-        name=pair.a.info.name,
-        title=pair.a.info.title,
-        area=pair.a.info.area,
+        name=pair.first.info.name,
+        title=pair.first.info.title,
+        area=pair.first.info.area,
         num_shared=len(solved),
-        num_only_a=len(pair.a.questions) - len(solved),
-        num_only_b=len(pair.b.questions) - len(solved),
+        num_only_a=pair.a.num_left_out,
+        num_only_b=pair.b.num_left_out,
         num_samples_a=pair.a.num_samples,
         num_samples_b=pair.b.num_samples,
         judged_by_a=_judged_by(pair.a),
         judged_by_b=_judged_by(pair.b),
-        differences=tuple(_difference(name, [sides]) for name, sides in numbers.items()),
+        differences=_differences([numbers]),
         solved_by_both=sum(by_a and by_b for _, by_a, by_b in solved),
         solved_only_by_a=len(only_a),
         solved_only_by_b=len(only_b),
@@ -186,37 +217,41 @@ def _compare_one(pair: _Pair, numbers: dict[str, _Sides]) -> BenchmarkComparison
     )
 
 
-def _judged_by(summary: BenchmarkSummary) -> str:
+def _judged_by(side: _Side) -> str:
+    return " and ".join(dict.fromkeys(map(_judge_of, side.runs)))
+
+
+def _judge_of(summary: BenchmarkSummary) -> str:
     rules = "the authors' rules" if summary.info.is_official else "axpo's rules"
     if not summary.info.needs_judge:
         return rules
     return f"{rules} with {summary.judge}" if summary.judge else f"{rules} without a judge"
 
 
-def _averages(pairs: Sequence[_Pair], numbers: Sequence[dict[str, _Sides]]) -> tuple[AverageComparison, ...]:
+def _averages(pairs: Sequence[_Pair], numbers: Sequence[Numbers]) -> tuple[AverageComparison, ...]:
     members: dict[str, list[int]] = {}
     for index, pair in enumerate(pairs):
-        members.setdefault(pair.a.info.area, []).append(index)
+        members.setdefault(pair.first.info.area, []).append(index)
     groups = list(members.items()) if len(members) > 1 else []
     groups.append((OVERALL, list(range(len(pairs)))))
     return tuple(
         AverageComparison(
             title=title,
-            benchmarks=tuple(pairs[index].a.info.name for index in indices),
-            differences=tuple(_difference(name, [numbers[index][name] for index in indices]) for name in numbers[0]),
+            benchmarks=tuple(pairs[index].first.info.name for index in indices),
+            differences=_differences([numbers[index] for index in indices]),
         )
         for title, indices in groups
         if len(indices) > 1
     )
 
 
-def _difference(name: str, sides: Sequence[_Sides]) -> Difference:
-    return Difference(
-        name=name,
-        a=mean_of([side.a for side in sides]).interval.estimate,
-        b=mean_of([side.b for side in sides]).interval.estimate,
-        difference=mean_of([side.difference for side in sides]).interval,
-    )
+def _differences(numbers: Sequence[Numbers]) -> tuple[Difference, ...]:
+    """Of each name, averaged over benchmarks."""
+    found: list[Difference] = []
+    for name in dict.fromkeys(name for _, name in numbers[0]):
+        a, b = (average([of[side, name] for of in numbers]) for side in ("a", "b"))
+        found.append(Difference(name=name, a=a.interval.estimate, b=b.interval.estimate, difference=(a - b).interval))
+    return tuple(found)
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
@@ -227,9 +262,9 @@ def comparison_markdown(comparison: Comparison) -> str:
     a, b = _escape(comparison.label_a), _escape(comparison.label_b)
     parts = [
         f"# {a} against {b}",
-        f"Differences are {a} − {b} in percentage points on the questions that both were asked, with 95 % intervals "
-        "of a paired bootstrap clustered by question; in parentheses both sides, in percent. **Bold**: the interval "
-        "excludes zero.",
+        f"Differences are {a} − {b} in percentage points on the questions that both were asked, with 95% confidence "
+        "intervals clustered by question; in parentheses both sides, in percent. **Bold**: the interval excludes zero.",
+        describe_runs({a: comparison.num_runs_a, b: comparison.num_runs_b}),
         _difference_table(comparison),
         "## Questions",
         "Solved: at least one sample is right.",

@@ -1,6 +1,7 @@
 """What an evaluation keeps of each question, and the numbers that follow. Imports no torch: reports read it too.
 
-Every number is total(numerator) / total(denominator) over questions (see `axpo.evaluation.statistics`).
+Every number is total(numerator) / total(denominator) over questions. `axpo.measures.rates` defines the rates that other
+outputs have too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,9 @@ from typing import Any
 from axpo.diagnostics.zoom import ZoomCounts, count_zooms
 from axpo.errors import DataError
 from axpo.evaluation.estimators import pass_at_k
-from axpo.evaluation.statistics import Interval, clustered_bootstrap
-from axpo.types import Rollout, SegmentKind
-
-Addends = tuple[float, float]
-"""Numerator and denominator that one question adds."""
+from axpo.measures.estimates import Questions
+from axpo.measures.rates import RATES, Addends, GroupCounts, count_rollouts
+from axpo.types import Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,32 +38,49 @@ class QuestionOutcome:
     zooms: ZoomCounts | None
     """None when the question names no target box."""
     category: str = ""
-    """Questions with one label get numbers of their own beside those over all."""
+    """Questions with one label get numbers of their own in addition to those over all."""
+
+    @property
+    def counts(self) -> GroupCounts:
+        """What the shared rates count."""
+        return GroupCounts(
+            n=self.num_rollouts,
+            scored=self.num_rollouts,
+            right=self.num_correct,
+            tool=self.num_tool,
+            tool_scored=self.num_tool,
+            tool_right=self.num_tool_correct,
+            answered=self.num_tool_calls,
+            truncated=self.num_truncated,
+            truncation_known=self.num_rollouts,
+            length=self.response_tokens,
+            lengths_known=self.num_rollouts,
+        )
 
 
 def question_outcome(
     problem_id: str, rollouts: Sequence[Rollout], *, metadata: Mapping[str, Any], num_samples: int
 ) -> QuestionOutcome:
     """Count the samples of one question."""
-    prompt = SegmentKind.PROMPT
+    counts = count_rollouts(rollouts)
     return QuestionOutcome(
         problem_id=problem_id,
         cluster=str(metadata.get("cluster", problem_id)),
         num_samples=num_samples,
-        num_rollouts=len(rollouts),
-        num_correct=sum(rollout.is_correct for rollout in rollouts),
-        num_tool=sum(rollout.uses_tool for rollout in rollouts),
-        num_tool_correct=sum(rollout.uses_tool and rollout.is_correct for rollout in rollouts),
-        num_tool_calls=sum(len(rollout.tool_results) for rollout in rollouts),
-        num_truncated=sum(rollout.stop_reason.is_truncated for rollout in rollouts),
-        response_tokens=sum(len(s) for rollout in rollouts for s in rollout.segments if s.kind is not prompt),
+        num_rollouts=counts.n,
+        num_correct=counts.right,
+        num_tool=counts.tool,
+        num_tool_correct=counts.tool_right,
+        num_tool_calls=counts.answered,
+        num_truncated=counts.truncated,
+        response_tokens=counts.length,
         zooms=count_zooms(rollouts, metadata),
         category=str(metadata.get("category", "")),
     )
 
 
-def outcome_metrics(outcomes: Sequence[QuestionOutcome], *, seed: int = 0) -> dict[str, float | int | None]:
-    """All `eval/` numbers, each with its 95 % interval clustered by `QuestionOutcome.cluster`.
+def outcome_metrics(outcomes: Sequence[QuestionOutcome]) -> dict[str, float | int | None]:
+    """All `eval/` numbers, each with its 95% interval clustered by `QuestionOutcome.cluster`.
 
     Raises `DataError` without outcomes.
     """
@@ -73,20 +89,18 @@ def outcome_metrics(outcomes: Sequence[QuestionOutcome], *, seed: int = 0) -> di
         "eval/samples": _num_samples(outcomes),
         "eval/dropped": sum(outcome.num_samples - outcome.num_rollouts for outcome in outcomes),
     }
+    questions = Questions([outcome.cluster for outcome in outcomes])
     for name, addends in metric_addends(outcomes).items():
-        interval = outcome_interval(outcomes, addends, seed=seed)
+        interval = questions.ratio(list(map(addends, outcomes)), is_share=is_share(name)).interval
         metrics[f"eval/{name}"] = interval.estimate
         metrics[f"eval/{name}_low"] = interval.low
         metrics[f"eval/{name}_high"] = interval.high
     return metrics
 
 
-def outcome_interval(
-    outcomes: Sequence[QuestionOutcome], addends: Callable[[QuestionOutcome], Addends], *, seed: int = 0
-) -> Interval:
-    """One number with its 95 % interval."""
-    clusters = [outcome.cluster for outcome in outcomes]
-    return clustered_bootstrap([addends(outcome) for outcome in outcomes], clusters=clusters, seed=seed)
+def is_share(name: str) -> bool:
+    """True when the number called `name` lies in 0..1."""
+    return name not in _SHARED or RATES[_SHARED[name]].is_share
 
 
 def metric_addends(outcomes: Sequence[QuestionOutcome]) -> dict[str, Callable[[QuestionOutcome], Addends]]:
@@ -116,18 +130,23 @@ def _pass_at(k: int) -> Callable[[QuestionOutcome], Addends]:
     return lambda outcome: (pass_at_k(outcome.num_samples, outcome.num_correct, k), 1)
 
 
-_TOOL_METRICS: dict[str, Callable[[QuestionOutcome], Addends]] = {
-    "tool_use_rate": lambda outcome: (outcome.num_tool, outcome.num_rollouts),
-    "tool_use_any": lambda outcome: (outcome.num_tool > 0, 1),
-    "calls_per_rollout": lambda outcome: (outcome.num_tool_calls, outcome.num_rollouts),
-    "accuracy_tool": lambda outcome: (outcome.num_tool_correct, outcome.num_tool),
-    "accuracy_no_tool": lambda outcome: (
-        outcome.num_correct - outcome.num_tool_correct,
-        outcome.num_rollouts - outcome.num_tool,
-    ),
-    "truncated": lambda outcome: (outcome.num_truncated, outcome.num_rollouts),
-    "response_tokens": lambda outcome: (outcome.response_tokens, outcome.num_rollouts),
-}
+def _shared(name: str) -> Callable[[QuestionOutcome], Addends]:
+    return lambda outcome: RATES[name].addends(outcome.counts)
+
+
+_SHARED = {
+    name: name
+    for name in (
+        "tool_use_rate",
+        "tool_use_any",
+        "calls_per_rollout",
+        "accuracy_tool",
+        "accuracy_no_tool",
+        "truncated",
+    )
+} | {"response_tokens": "response_length"}
+"""Name here -> name in `RATES`."""
+_TOOL_METRICS = {name: _shared(rate) for name, rate in _SHARED.items()}
 
 
 def _of_zooms(count: Callable[[ZoomCounts], Addends]) -> Callable[[QuestionOutcome], Addends]:

@@ -1,7 +1,7 @@
 """What probes of a checkpoint say: the diversity of calls (D3), recovery (D4) and what confidence has to do with both.
 
 arXiv:2605.28774, section 2. Every rate is a total over a total with its 95 % interval; prefixes of one question hang
-together, so the question (or what its metadata calls its cluster) is the unit, as in `axpo.diagnostics.intervals`.
+together, so the question (or what its metadata calls its cluster) is the unit, as in `axpo.measures.sums`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from axpo.diagnostics.call_clusters import Diversity, diversity
-from axpo.diagnostics.intervals import PairSums, Rate, RatioSums
 from axpo.evaluation.estimators import pass_at_k
 from axpo.evaluation.rank_correlation import clustered_spearman
-from axpo.evaluation.statistics import Interval
+from axpo.measures.intervals import Interval
+from axpo.measures.rates import Addends
+from axpo.measures.sums import PairSums, Rate, RatioSums
 
 PASS_AT = (1, 2, 4, 8, 16)
 MALFORMED, UNKNOWN_TOOL = "malformed", "unknown tool"
 """What stands for the tool of a call that names none that is offered."""
 TERCILES = ("least sure", "middle", "surest")
-
-Addends = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +163,7 @@ class ProbeNumbers:
 
 
 def measure(
-    prefixes: Sequence[PrefixOutcome], fresh: Mapping[str, FreshOutcome], *, num_continuations: int, seed: int = 0
+    prefixes: Sequence[PrefixOutcome], fresh: Mapping[str, FreshOutcome], *, num_continuations: int
 ) -> ProbeNumbers:
     """All numbers of a probe.
 
@@ -172,7 +171,6 @@ def measure(
         prefixes: the failed prefixes.
         fresh: by problem id; a question that is missing takes no part in comparisons.
         num_continuations: K, the largest k of Pass@k.
-        seed: of the bootstrap.
     """
     has_judge = any(prefix.judged_sizes is not None for prefix in prefixes)
     tools = sorted({prefix.tool for prefix in prefixes})
@@ -183,7 +181,7 @@ def measure(
         malformed=_rate(prefixes, lambda p: (sum(c.num_calls for c in p.clusters if c.is_malformed), _size(p))),
         recovery=_recovery_numbers(prefixes, fresh, num_continuations),
         terciles=_terciles(prefixes, fresh, num_continuations),
-        correlation=_correlation(prefixes, seed=seed),
+        correlation=_correlation(prefixes),
     )
 
 
@@ -263,7 +261,7 @@ def _pass_at(prefixes: Sequence[PrefixOutcome], fresh: Mapping[str, FreshOutcome
 
 
 def _paired(prefixes: Sequence[PrefixOutcome], first: Mapping[str, float], second: Mapping[str, float]) -> PairSums:
-    sums = PairSums.empty()
+    sums = PairSums()
     for members in _by_cluster(prefixes):
         size = len(members)
         totals = [sum(side[prefix.source_id] for prefix in members) for side in (first, second)]
@@ -295,13 +293,13 @@ def _terciles(
     )
 
 
-def _correlation(prefixes: Sequence[PrefixOutcome], *, seed: int) -> Correlation:
+def _correlation(prefixes: Sequence[PrefixOutcome]) -> Correlation:
     pairs = [
         (prefix, of.entropy) for prefix in prefixes if (of := prefix.diversity) is not None and of.entropy is not None
     ]
     clusters = [prefix.question_cluster for prefix, _ in pairs]
     interval = clustered_spearman(
-        [prefix.confidence for prefix, _ in pairs], [entropy for _, entropy in pairs], clusters, seed=seed
+        [prefix.confidence for prefix, _ in pairs], [entropy for _, entropy in pairs], clusters
     )
     return Correlation(interval=interval, num_prefixes=len(pairs), num_questions=len(set(clusters)))
 
@@ -316,8 +314,7 @@ def _rate(
     for members in _by_cluster(prefixes):
         pairs = [addends(prefix) for prefix in members]
         numerator, denominator = sum(n for n, _ in pairs), sum(d for _, d in pairs)
-        if denominator:
-            sums.add(numerator, denominator)
+        sums.add(numerator, denominator)
     return sums.rate(is_share=is_share)
 
 

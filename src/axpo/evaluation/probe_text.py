@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from axpo.diagnostics.intervals import Rate
 from axpo.evaluation.probe_numbers import Correlation, DiversityNumbers, ProbeNumbers, RecoveryNumbers
+from axpo.measures.sums import Rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

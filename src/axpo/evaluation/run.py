@@ -54,6 +54,4 @@ def evaluate(
     rollouts = [rollout for group in sampled.groups for rollout in group.rollouts]
     executor = setup.executor
     tools = {**tool_metrics(rollouts, tools=tuple(executor.tools)), **executor.take_service_numbers()}
-    return EvalResult(
-        groups=sampled.groups, outcomes=outcomes, metrics={**outcome_metrics(outcomes, seed=seed), **tools}
-    )
+    return EvalResult(groups=sampled.groups, outcomes=outcomes, metrics={**outcome_metrics(outcomes), **tools})

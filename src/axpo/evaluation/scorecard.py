@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from axpo.errors import DataError
-from axpo.evaluation.statistics import Interval
+from axpo.measures.intervals import UNKNOWN, Interval
+from axpo.measures.rates import GroupCounts
 
 Area = Literal["Reasoning", "Perception", "Search", "Own"]
-
-UNKNOWN = Interval(estimate=None, low=None, high=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,7 @@ class BenchmarkInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One number with its 95 % interval."""
+    """One number with its 95% interval."""
 
     name: str
     interval: Interval
@@ -177,6 +176,11 @@ class QuestionResult:
     num_tool_correct: int
     pixel_ratio: float | None = None
     """Effective pixels over the picture's; None where unknown."""
+
+    @property
+    def counts(self) -> GroupCounts:
+        """What the shared rates of tool use count."""
+        return GroupCounts(n=self.num_ended, tool=self.num_tool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

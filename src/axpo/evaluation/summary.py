@@ -1,20 +1,21 @@
-"""Judged rollouts of a benchmark -> its numbers, each with a 95 % interval clustered by `metadata["cluster"]`.
+"""Judged rollouts of a benchmark -> its numbers, each with a 95% interval clustered by `metadata["cluster"]`.
 
-Names of the measures (n: samples asked for, "rollouts" without more: all n of every question):
+Names of the measures (n: samples asked for; a rollout is one that finished; `axpo.measures.rates` defines those that
+training and `axpo diagnose` have too):
 
     pass@k               k in 1, 2, 4, ... and n: unbiased estimate; a lost or missing sample is wrong
-    score/NAME           mean of a scorer's further number; 0 for what is lost
+    score/NAME           mean of a scorer's further number over n samples; 0 for a lost one
     tool_use_rate        share of rollouts that open a tool call;      tool_use_any    share of questions with one
     executed_rate        share of rollouts with a call that a tool ran; executed_any   share of questions with one
-    valid_call_rate      of the answered calls, those the model wrote rightly
-    calls_per_rollout    calls written, mean over the rollouts that ended
-    accuracy_tool        right ones of the rollouts that call a tool;  accuracy_no_tool   of those that ended without
+    valid_call_rate      share of answered calls that the model wrote correctly
+    calls_per_rollout    answered calls per rollout
+    accuracy_tool        share of right rollouts among those that call a tool;  accuracy_no_tool   among the others
     all_wrong_tool       of the questions with tool-using rollouts, those where all of these are wrong
     all_wrong_no_tool    the same for rollouts without;                all_wrong_gap   their difference
     stop/REASON          share of rollouts that ended so;              truncated   all but `answered`
-    lost                 share of rollouts without a dialogue
+    lost                 share of the n samples without a transcript
     tool_share/TOOL      share of rollouts that call it;               tool_accuracy/TOOL   right ones among them
-    prompt_tokens completion_tokens seconds turns      mean over the rollouts that ended
+    prompt_tokens completion_tokens seconds turns      mean over rollouts
     cost_usd             mean over the rollouts whose cost is known
 """
 
@@ -27,7 +28,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from axpo.evaluation.benchmark_alarms import with_alarms
 from axpo.evaluation.breakdowns import break_down, find_variants, rotate
-from axpo.evaluation.draws import Ratio, resample
 from axpo.evaluation.letters import count_letters
 from axpo.evaluation.records import JudgedRollout
 from axpo.evaluation.scorecard import (
@@ -40,6 +40,7 @@ from axpo.evaluation.scorecard import (
     Totals,
 )
 from axpo.evaluation.tallies import (
+    AMOUNTS,
     EXECUTED,
     OTHER_NAMES,
     QuestionTallies,
@@ -49,6 +50,7 @@ from axpo.evaluation.tallies import (
     tool_measures,
     tool_of,
 )
+from axpo.measures.estimates import Estimate, Questions
 from axpo.types import Problem, ToolResult
 
 JUDGE_FAILED = "judge_failed"
@@ -63,7 +65,6 @@ def summarize(
     rollouts: Sequence[JudgedRollout],
     *,
     num_samples: int,
-    seed: int = 0,
     tools: Sequence[str] = (),
     judge: str = "",
 ) -> BenchmarkSummary:
@@ -74,7 +75,6 @@ def summarize(
         problems: its questions, those without a rollout too.
         rollouts: with their verdicts, in any order. What is missing counts as lost.
         num_samples: n, asked of every question.
-        seed: of the bootstrap.
         tools: names of the tools that were offered.
         judge: name of the model that judged; empty for none.
 
@@ -83,7 +83,7 @@ def summarize(
     """
     questions = tally_questions(problems, rollouts, num_samples=num_samples)
     known = known_tools(questions, tools)
-    ratios = _measure(questions, known, seed=seed)
+    estimates = _measure(questions, known)
     judged = [judged for question in questions for judged in question.rollouts if judged.rollout.transcript is not None]
     summary = BenchmarkSummary(
         info=info,
@@ -93,16 +93,16 @@ def summarize(
         num_samples=num_samples,
         num_lost=len(questions) * num_samples - len(judged),
         num_missing=len(questions) * num_samples - len(rollouts),
-        measures=tuple(Measure(name=name, interval=ratio.interval) for name, ratio in ratios.items()),
+        measures=tuple(Measure(name=name, interval=estimate.interval) for name, estimate in estimates.items()),
         totals=_add_up(questions),
         rules=_counts(judged.verdict.rule for judged in judged),
         num_undecided=sum(not j.verdict.is_decided and j.verdict.rule != JUDGE_FAILED for j in judged),
         num_judge_failed=sum(j.verdict.rule == JUDGE_FAILED for j in judged),
-        tool_splits=_split_tools(questions, known, ratios),
-        breakdowns=tuple(break_down(questions, key, seed=seed) for key in info.breakdowns),
-        rotations=rotate(questions, seed=seed),
-        variants=find_variants(questions, seed=seed),
-        pixels=_check_pixels(questions, seed=seed),
+        tool_splits=_split_tools(questions, known, estimates),
+        breakdowns=tuple(break_down(questions, key) for key in info.breakdowns),
+        rotations=rotate(questions),
+        variants=find_variants(questions),
+        pixels=_check_pixels(questions),
         letters=count_letters(questions),
         alarms=(),
         questions=tuple(question.result for question in questions),
@@ -117,13 +117,16 @@ def known_tools(questions: Sequence[QuestionTallies], offered: Sequence[str]) ->
     return tuple(dict.fromkeys((*offered, *sorted(named | ran))))
 
 
-def _measure(questions: Sequence[QuestionTallies], known: Sequence[str], *, seed: int) -> dict[str, Ratio]:
+def _measure(questions: Sequence[QuestionTallies], known: Sequence[str]) -> dict[str, Estimate]:
     named = measures_of(questions)
     for tool in (*known, OTHER_NAMES):
         named |= tool_measures(tool, known)
-    columns = {name: [addends(question) for question in questions] for name, addends in named.items()}
-    ratios = resample(columns, clusters=[question.cluster for question in questions], seed=seed)
-    return ratios | {"all_wrong_gap": ratios["all_wrong_tool"] - ratios["all_wrong_no_tool"]}
+    asked = Questions([question.cluster for question in questions])
+    estimates = {
+        name: asked.ratio(list(map(addends, questions)), is_share=name not in AMOUNTS)
+        for name, addends in named.items()
+    }
+    return estimates | {"all_wrong_gap": estimates["all_wrong_tool"] - estimates["all_wrong_no_tool"]}
 
 
 def _results(questions: Sequence[QuestionTallies]) -> Iterable[ToolResult]:
@@ -133,7 +136,7 @@ def _results(questions: Sequence[QuestionTallies]) -> Iterable[ToolResult]:
 
 
 def _split_tools(
-    questions: Sequence[QuestionTallies], known: Sequence[str], ratios: Mapping[str, Ratio]
+    questions: Sequence[QuestionTallies], known: Sequence[str], estimates: Mapping[str, Estimate]
 ) -> tuple[ToolSplit, ...]:
     calls = Counter(tool_of(name, known) for q in questions for tally in q.tallies for name in tally.called)
     failures: dict[str, list[str]] = {}
@@ -146,8 +149,8 @@ def _split_tools(
             name=name,
             num_calls=calls[name],
             failures=_counts(failures.get(name, ())),
-            share=ratios[f"tool_share/{name}"].interval,
-            accuracy=ratios[f"tool_accuracy/{name}"].interval,
+            share=estimates[f"tool_share/{name}"].interval,
+            accuracy=estimates[f"tool_accuracy/{name}"].interval,
         )
         for name in names
     )
@@ -164,12 +167,13 @@ def _add_up(questions: Sequence[QuestionTallies]) -> Totals:
     )
 
 
-def _check_pixels(questions: Sequence[QuestionTallies], *, seed: int) -> PixelCheck | None:
+def _check_pixels(questions: Sequence[QuestionTallies]) -> PixelCheck | None:
     known = [(question.cluster, ratio) for question in questions if (ratio := question.pixel_ratio) is not None]
     if not known:
         return None
-    column = [(float(ratio < MIN_PIXEL_RATIO), 1.0) for _, ratio in known]
-    scaled = resample({"scaled": column}, clusters=[cluster for cluster, _ in known], seed=seed)["scaled"]
+    scaled = Questions([cluster for cluster, _ in known]).ratio(
+        [(float(ratio < MIN_PIXEL_RATIO), 1.0) for _, ratio in known]
+    )
     return PixelCheck(
         num_known=len(known),
         median_ratio=statistics.median(ratio for _, ratio in known),

@@ -1,8 +1,8 @@
 """Judged dialogues -> counts of each sample, and the addends of every number of a benchmark.
 
-Every number is total(numerator) / total(denominator) over questions. Shares of rollouts are shares of the n samples
-asked for, so that a lost one lowers them and n is never shrunk in silence; tokens, seconds, turns and calls are means
-over the rollouts that ended, because nothing is known of the others.
+Every number is total(numerator) / total(denominator) over questions. Pass@k and scores are over the n samples asked
+for, so a lost rollout is wrong. All other shares and means are over finished rollouts, because nothing is known of the
+others. `axpo.measures.rates` defines the rates that other outputs have too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from axpo.errors import DataError
-from axpo.evaluation.draws import Addends
 from axpo.evaluation.estimators import pass_at_k
 from axpo.evaluation.records import JudgedRollout
 from axpo.evaluation.scorecard import QuestionResult
+from axpo.measures.rates import RATES, Addends, GroupCounts
 from axpo.types import FailureKind, Problem, StopReason, ToolResult
 
 EXECUTED = (None, FailureKind.EXECUTION_ERROR, FailureKind.TIMEOUT)
@@ -71,6 +71,18 @@ class QuestionTallies:
     def num_correct(self) -> int:
         """Right samples."""
         return sum(tally.is_correct for tally in self.tallies)
+
+    @property
+    def counts(self) -> GroupCounts:
+        """What the shared rates count."""
+        counts = GroupCounts(n=len(self.tallies), truncation_known=len(self.tallies), turns_known=len(self.tallies))
+        for tally in self.tallies:
+            counts.tool += tally.uses_tool
+            counts.add_reward(float(tally.is_correct), is_right=tally.is_correct, uses_tool=tally.uses_tool)
+            counts.answered += tally.num_answered
+            counts.truncated += tally.stop_reason.is_truncated
+            counts.turns += tally.num_turns
+        return counts
 
     @property
     def pixel_ratio(self) -> float | None:
@@ -189,7 +201,7 @@ def headline(num_samples: int) -> dict[str, AddendsOf]:
     return {
         "pass@1": _pass_at(1),
         f"pass@{num_samples}": _pass_at(num_samples),
-        "tool_use_rate": MEASURES["tool_use_rate"],
+        "tool_use_rate": _shared("tool_use_rate"),
     }
 
 
@@ -198,16 +210,16 @@ def measures_of(questions: Sequence[QuestionTallies]) -> dict[str, AddendsOf]:
     scores = sorted({name for question in questions for tally in question.tallies for name in tally.scores})
     return (
         passes(questions[0].num_samples)
-        | {f"score/{name}": _share(_score(name)) for name in scores}
+        | {f"score/{name}": _per_sample(_score(name)) for name in scores}
         | MEASURES
-        | {f"stop/{reason.value}": _share(_stopped(reason)) for reason in StopReason}
+        | {f"stop/{reason.value}": _mean(_stopped(reason)) for reason in StopReason}
     )
 
 
 def tool_measures(name: str, known: Sequence[str]) -> dict[str, AddendsOf]:
     """Share of rollouts that call a tool, and right ones among them."""
     calls = _calls(name, frozenset(known))
-    return {f"tool_share/{name}": _share(calls), f"tool_accuracy/{name}": _given(_is_correct, calls)}
+    return {f"tool_share/{name}": _mean(calls), f"tool_accuracy/{name}": _given(_is_correct, calls)}
 
 
 def tool_of(name: str, known: Sequence[str]) -> str:
@@ -219,18 +231,23 @@ def _pass_at(k: int) -> AddendsOf:
     return lambda question: (pass_at_k(question.num_samples, question.num_correct, k), 1.0)
 
 
-def _share(value: Value) -> AddendsOf:
-    """Over the n samples; what is lost adds nothing."""
+def _shared(name: str) -> AddendsOf:
+    """A rate that other outputs have too."""
+    return lambda question: RATES[name].addends(question.counts)
+
+
+def _per_sample(value: Value) -> AddendsOf:
+    """Mean over the n samples asked for; a lost one adds nothing."""
     return lambda question: (float(sum(value(tally) for tally in question.tallies)), float(question.num_samples))
 
 
 def _mean(value: Value) -> AddendsOf:
-    """Over the samples that ended."""
+    """Mean over the finished rollouts."""
     return lambda question: (float(sum(value(tally) for tally in question.tallies)), float(len(question.tallies)))
 
 
 def _given(value: Value, condition: Value) -> AddendsOf:
-    """Over the samples that ended and fulfil `condition`."""
+    """Mean over the finished rollouts that fulfill `condition`."""
 
     def addends(question: QuestionTallies) -> Addends:
         fitting = [tally for tally in question.tallies if condition(tally)]
@@ -240,18 +257,8 @@ def _given(value: Value, condition: Value) -> AddendsOf:
 
 
 def _any(condition: Value) -> AddendsOf:
-    """Share of questions with at least one such sample."""
-    return lambda question: (float(any(condition(tally) for tally in question.tallies)), 1.0)
-
-
-def _all_wrong(condition: Value) -> AddendsOf:
-    """Of the questions with at least one such sample, those where all of them are wrong."""
-
-    def addends(question: QuestionTallies) -> Addends:
-        fitting = [tally for tally in question.tallies if condition(tally)]
-        return float(bool(fitting) and not any(tally.is_correct for tally in fitting)), float(bool(fitting))
-
-    return addends
+    """Share of questions with at least one such rollout, of those with a finished rollout."""
+    return lambda question: (float(any(map(condition, question.tallies))), float(bool(question.tallies)))
 
 
 def _per_call(value: Value) -> AddendsOf:
@@ -280,38 +287,40 @@ def _is_correct(tally: Tally) -> bool:
     return tally.is_correct
 
 
-def _uses_tool(tally: Tally) -> bool:
-    return tally.uses_tool
-
-
-def _uses_no_tool(tally: Tally) -> bool:
-    return not tally.uses_tool
-
-
 def _runs_tool(tally: Tally) -> bool:
     return tally.num_executed > 0
+
+
+def _lost(question: QuestionTallies) -> Addends:
+    """Over the n samples asked for."""
+    return float(question.num_samples - len(question.tallies)), float(question.num_samples)
 
 
 def _has_cost(tally: Tally) -> bool:
     return tally.cost_usd is not None
 
 
-MEASURES: dict[str, AddendsOf] = {
-    "tool_use_rate": _share(_uses_tool),
-    "tool_use_any": _any(_uses_tool),
-    "executed_rate": _share(_runs_tool),
+SHARED = (
+    "tool_use_rate",
+    "tool_use_any",
+    "calls_per_rollout",
+    "accuracy_tool",
+    "accuracy_no_tool",
+    "all_wrong_tool",
+    "all_wrong_no_tool",
+    "truncated",
+    "turns",
+)
+"""Names of `RATES` that a benchmark has."""
+MEASURES: dict[str, AddendsOf] = {name: _shared(name) for name in SHARED} | {
+    "executed_rate": _mean(_runs_tool),
     "executed_any": _any(_runs_tool),
     "valid_call_rate": _per_call(lambda tally: tally.num_valid),
-    "calls_per_rollout": _mean(lambda tally: len(tally.called)),
-    "accuracy_tool": _given(_is_correct, _uses_tool),
-    "accuracy_no_tool": _given(_is_correct, _uses_no_tool),
-    "all_wrong_tool": _all_wrong(_uses_tool),
-    "all_wrong_no_tool": _all_wrong(_uses_no_tool),
-    "truncated": _share(lambda tally: tally.stop_reason.is_truncated),
-    "lost": lambda question: (float(question.num_samples - len(question.tallies)), float(question.num_samples)),
+    "lost": _lost,
     "prompt_tokens": _mean(lambda tally: tally.prompt_tokens),
     "completion_tokens": _mean(lambda tally: tally.completion_tokens),
     "cost_usd": _given(lambda tally: tally.cost_usd or 0.0, _has_cost),
     "seconds": _mean(lambda tally: tally.seconds),
-    "turns": _mean(lambda tally: tally.num_turns),
 }
+AMOUNTS = ("calls_per_rollout", "turns", "prompt_tokens", "completion_tokens", "cost_usd", "seconds")
+"""Measures that are no shares."""

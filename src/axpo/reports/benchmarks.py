@@ -12,7 +12,8 @@ from axpo.errors import DataError
 from axpo.evaluation.averages import common_k, macro_average
 from axpo.evaluation.records import JudgedRollout
 from axpo.evaluation.scorecard import BenchmarkSummary, BreakdownRow
-from axpo.evaluation.statistics import Interval
+from axpo.evaluation.tallies import AMOUNTS
+from axpo.measures.intervals import Interval
 from axpo.reports.dialogues import PictureShelf, QuestionView, build_questions
 from axpo.reports.paper_table import build_paper_table, paper_html
 from axpo.reports.tables import percent, points
@@ -47,8 +48,6 @@ _TITLES = {
     "seconds": "Seconds per rollout",
     "cost_usd": "US dollars per rollout",
 }
-_PLAIN = ("calls_per_rollout", "turns", "prompt_tokens", "completion_tokens", "seconds", "cost_usd")
-"""Numbers that are no shares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +170,7 @@ def write_verdict(summaries: Sequence[BenchmarkSummary]) -> tuple[str, ...]:
     one, best, tools = (macro_average(summaries, name) for name in ("pass@1", f"pass@{k}", "tool_use_rate"))
     where = summaries[0].info.title if len(summaries) == 1 else f"Unweighted mean of {len(summaries)} benchmarks"
     within = f", {percent(best.estimate)} of the questions solved within {k} tries" if k > 1 else ""
-    bounds = f" (95 % interval {_share_range(one)})" if one.low is not None else ""
+    bounds = f" (95% interval {_share_range(one)})" if one.low is not None else ""
     lead = f"{where}: {percent(one.estimate)} right at the first try{bounds}{within}."
     alarms = sum(len(summary.alarms) for summary in summaries)
     said = [lead, f"{percent(tools.estimate)} of the rollouts call a tool. {_gap_sentence(summaries)}".strip()]
@@ -279,7 +278,7 @@ def _value(name: str, value: float | None) -> str:
         return "–"
     if name == "all_wrong_gap":
         return points(value)
-    if name not in _PLAIN:
+    if name not in AMOUNTS:
         return percent(value)
     return f"{value:,.0f}" if value >= 100 else f"{value:.4f}" if name == "cost_usd" else f"{value:.2f}"
 

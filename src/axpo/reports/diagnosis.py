@@ -13,8 +13,8 @@ from typing import Any
 
 from axpo.diagnostics.diagnosis import Definition, Diagnosis, Missing, Numbers, PartDiagnosis
 from axpo.diagnostics.gap_text import verdict
-from axpo.diagnostics.intervals import Rate
 from axpo.errors import ConfigError
+from axpo.measures.sums import Rate
 from axpo.reports.definitions import define, load_definitions
 from axpo.reports.diagnosis_views import (
     AFTER_RESAMPLING,

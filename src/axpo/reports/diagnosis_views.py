@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from axpo.diagnostics.diagnosis import Distribution, PartDiagnosis, StepNumbers
-from axpo.diagnostics.intervals import Rate
+from axpo.measures.sums import Rate
 
 MAX_BARS = 14
 """Of a histogram; what is left is one bar more."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from html import escape
 
 from axpo.errors import DataError
-from axpo.evaluation.averages import common_k, headlines_of
-from axpo.evaluation.draws import Ratio, mean_of, mean_over_runs
-from axpo.evaluation.scorecard import UNKNOWN, BenchmarkSummary, check_unique
-from axpo.evaluation.statistics import Interval
+from axpo.evaluation.averages import common_k, estimates_of
+from axpo.evaluation.scorecard import BenchmarkSummary, check_unique
+from axpo.measures.estimates import Estimate, average, describe_runs
+from axpo.measures.intervals import UNKNOWN, Interval
 
 AREAS = ("Reasoning", "Perception", "Search", "Own")
 PAPER_PRESET = "axpo"
@@ -36,8 +36,8 @@ _JUDGING = ("no_judge", "judge_failures", "undecided")
 _SIGNS = "†‡§¶‖"
 _OF_AVERAGES = "°"
 _METHOD = (
-    "Percent. Small: 95 % interval, bootstrap clustered by question. Averages are unweighted over benchmarks. A "
-    "rollout that was lost is wrong and stays in n."
+    "Percent. Small: 95% confidence interval, clustered by question. Averages are unweighted over benchmarks. In "
+    "Pass@k a lost rollout is wrong and stays in n; tool use is of finished rollouts."
 )
 
 
@@ -80,13 +80,12 @@ class PaperTable:
     caption: str
 
 
-def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]], *, seed: int = 0) -> PaperTable:
+def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]]) -> PaperTable:
     """The table of some methods.
 
     Args:
         methods: (label, its benchmarks); the order of rows, and within an area that of columns. Those with one label
             are runs of one method (training seeds): their row is the mean.
-        seed: of the bootstrap of averages.
 
     Raises:
         DataError: without benchmarks, when a method names one twice, or when runs of a method have others.
@@ -102,21 +101,23 @@ def build_paper_table(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]],
         "tool_use_any": "Tool use, of questions",
     }
     samples = sorted({summary.num_samples for summary in every})
-    drawn = [(label, _measure(runs, list(metrics), seed)) for label, runs in _by_label(methods).items()]
+    by_label = _by_label(methods)
+    measured = [(label, _measure(runs, list(metrics))) for label, runs in by_label.items()]
+    about_runs = describe_runs({label: len(runs) for label, runs in by_label.items()})
     return PaperTable(
         columns=columns,
         sections=tuple(
             Section(
                 title=title,
                 rows=tuple(
-                    (label, tuple(_cell(column, measured, name, signs) for column in columns))
-                    for label, measured in drawn
+                    (label, tuple(_cell(column, of_method, name, signs) for column in columns))
+                    for label, of_method in measured
                 ),
             )
             for name, title in metrics.items()
         ),
         footnotes=_footnotes(signs, columns),
-        caption=f"{_METHOD} n = {', '.join(map(str, samples))} samples a question.",
+        caption=f"{_METHOD} {about_runs} n = {', '.join(map(str, samples))} samples per question.",
     )
 
 
@@ -133,14 +134,13 @@ def _by_label(methods: Sequence[tuple[str, Sequence[BenchmarkSummary]]]) -> dict
 
 
 def _measure(
-    runs: Sequence[Sequence[BenchmarkSummary]], names: Sequence[str], seed: int
-) -> list[tuple[tuple[BenchmarkSummary, ...], dict[str, Ratio]]]:
+    runs: Sequence[Sequence[BenchmarkSummary]], names: Sequence[str]
+) -> list[tuple[tuple[BenchmarkSummary, ...], dict[str, Estimate]]]:
     """For each benchmark its runs' summaries, and the means of their numbers."""
-    measured: list[tuple[tuple[BenchmarkSummary, ...], dict[str, Ratio]]] = []
+    measured: list[tuple[tuple[BenchmarkSummary, ...], dict[str, Estimate]]] = []
     for of_benchmark in zip(*runs, strict=True):
-        ratios = [headlines_of(summary, names, seed=seed) for summary in of_benchmark]
-        means = {name: mean_over_runs([of[name] for of in ratios], seed=seed) for name in names}
-        measured.append((of_benchmark, means))
+        estimates = estimates_of({"": [summary.questions for summary in of_benchmark]}, names)
+        measured.append((of_benchmark, {name: estimates["", name] for name in names}))
     return measured
 
 
@@ -169,19 +169,14 @@ def _average_column(title: str, area: str, names: Sequence[str]) -> Column:
 
 def _cell(
     column: Column,
-    measured: Sequence[tuple[tuple[BenchmarkSummary, ...], Mapping[str, Ratio]]],
+    measured: Sequence[tuple[tuple[BenchmarkSummary, ...], Mapping[str, Estimate]]],
     name: str,
     signs: Mapping[str, str],
 ) -> Cell:
-    members = [(runs, ratios) for runs, ratios in measured if runs[0].info.name in column.benchmarks]
+    members = [(runs, estimates) for runs, estimates in measured if runs[0].info.name in column.benchmarks]
     if len(members) < len(column.benchmarks):
         return Cell(interval=UNKNOWN)
-    interval = mean_of([ratios[name] for _, ratios in members]).interval
-    if (
-        not column.is_average and len(members[0][0]) == 1
-    ):  # the same number as everywhere else, to the last digit of its interval
-        stored = members[0][0][0].number(name)
-        interval = stored if stored.estimate is not None else interval
+    interval = average([estimates[name] for _, estimates in members]).interval
     is_pass = name.startswith("pass@")
     notes = {note for runs, _ in members for run in runs for note in summary_notes(run, is_pass=is_pass)}
     if column.is_average:

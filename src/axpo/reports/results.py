@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from axpo.errors import UserError
-from axpo.evaluation.statistics import Interval
+from axpo.measures.intervals import UNKNOWN, Interval
 from axpo.reports.charts import series
 from axpo.reports.runs import Arm, load_arms
 from axpo.reports.tables import (
-    UNKNOWN,
     TableRow,
     columns,
     difference,
@@ -71,13 +70,14 @@ def write_results(run_dirs: Sequence[Path], out_path: Path, *, notes: str = "") 
 
 
 _METHOD_TEXT = """\
-Pass@k is the unbiased estimator of Chen et al. 2021, averaged over questions; a rollout dropped for a fault of ours
-counts as wrong. Brackets are 95 % percentile bootstrap intervals with 2000 resamples that draw runs and questions
-independently of each other; questions about one picture are drawn together. With few seeds such an interval is too
-narrow by about sqrt((S - 1) / S) for S seeds. Differences are taken on the same questions, runs drawn separately for
-each method. A rate that a run cannot have, such as the box hits of a run without calls, is averaged over the others.
-Tool use counts rollouts with an opened tool call; "any try" counts questions with at least one of them. A box hit is a
-zoom call whose box contains the whole target. Training rates count the original siblings only."""
+Pass@k is the unbiased estimator of Chen et al. 2021, averaged over questions; a rollout lost to an infrastructure
+failure counts as wrong. Brackets are 95% confidence intervals over questions and training runs (`axpo.measures`):
+questions about one image count as one observation, and what differs between runs enters with Student's t, so that five
+runs give wider intervals than many would. A row of one run does not include the variance between training seeds.
+Differences are taken on the same questions. A rate that a run cannot have, such as the box hits of a run without calls,
+is averaged over the others. Tool use counts finished rollouts with an opened tool call; "any sample" counts questions
+with at least one of them. A box hit is a zoom call whose box contains the whole target. Training rates count the
+original siblings only."""
 
 
 def _setting(arms: Sequence[Arm], rows: Sequence[TableRow]) -> str:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from axpo.diagnostics.health import Alarm, AlarmSpan, summarize_alarms
-from axpo.evaluation.outcomes import Addends, QuestionOutcome, metric_addends
-from axpo.evaluation.statistics import Interval, crossed_bootstrap
+from axpo.evaluation.outcomes import QuestionOutcome, is_share, metric_addends
+from axpo.measures.estimates import Questions, describe_runs
+from axpo.measures.intervals import UNKNOWN, Interval
+from axpo.measures.rates import Addends
 from axpo.reports.runs import Arm, Run
 
 START_LABEL = "Start"
 PHASES = ("rollout", "resample", "train", "sync")
 """Of a training step, in their order; logged as `seconds/<phase>`."""
-
-UNKNOWN = Interval(estimate=None, low=None, high=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def columns(rows: Sequence[TableRow], category: str = "") -> dict[str, str]:
     passes = sorted({name for row in rows for name in row.cells if name.startswith("pass@")}, key=_k_of)
     headings = {name: f"Pass@{_k_of(name)}" for name in passes} | {
         "tool_use_rate": "Tool use",
-        "tool_use_any": "Tool use, any try",
+        "tool_use_any": "Tool use, any sample",
         "box_hit_rate": "Box hits",
         "accuracy_given_hit": "Right after a hit",
         "accuracy_given_miss": "Right after a miss",
@@ -110,12 +110,16 @@ def run_interval(
     if not shared:
         return UNKNOWN
     cluster_of = {outcome.problem_id: outcome.cluster for outcome in runs[0]}
-    tables = [[_addends_of(run, metric_addends(run)[metric], shared) for run in arm] for arm in arms]
-    return crossed_bootstrap(
-        tables[0],
-        baseline_by_seed=tables[1] if baseline else None,
-        clusters=[cluster_of[problem_id] for problem_id in shared],
-    )
+    questions = Questions([cluster_of[problem_id] for problem_id in shared])
+    estimates = [
+        questions.ratio(
+            [_addends_of(run, metric_addends(run)[metric], shared) for run in arm],
+            is_share=is_share(metric),
+            method=str(number),
+        )
+        for number, arm in enumerate(arms)
+    ]
+    return (estimates[0] - estimates[1] if baseline else estimates[0]).interval
 
 
 def _addends_of(
@@ -182,7 +186,11 @@ def _comparison_sentence(rows: Sequence[TableRow], arm: str, baseline: str, metr
     if gap.estimate is None or gap.low is None or gap.high is None:
         return f"{text})."
     judged = "" if gap.low > 0 or gap.high < 0 else "; these runs do not tell them apart"
-    return f"{text}: {points(gap.estimate)} points, 95 % interval {points(gap.low)} to {points(gap.high)}{judged})."
+    runs = {row.label: len(row.evaluations) for row in rows if row.label in (arm, baseline)}
+    about = "" if min(runs.values()) > 1 else f" {describe_runs(runs)}"
+    return (
+        f"{text}: {points(gap.estimate)} points, 95% interval {points(gap.low)} to {points(gap.high)}{judged}).{about}"
+    )
 
 
 def _change_sentence(rows: Sequence[TableRow], label: str, metric: str) -> str:

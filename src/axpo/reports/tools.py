@@ -12,7 +12,7 @@ from axpo.reports.tables import edge_means
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolRow:
-    """One tool in one arm. Times are seconds; shares are of the tool's calls."""
+    """One tool in one arm, or all its calls. Times are seconds; shares are of the tool's calls."""
 
     arm: Arm
     tool: str
@@ -20,17 +20,28 @@ class ToolRow:
     """Siblings that called it, in the first and in the last steps."""
     num_calls: int
     failed: float | None
-    seconds: float | None
-    seconds_max: float | None
-    queue_seconds: float | None
-    retried: float | None
-    cached: float | None
-    cut: float | None
+    seconds: float | None = None
+    seconds_max: float | None = None
+    queue_seconds: float | None = None
+    retried: float | None = None
+    cached: float | None = None
+    cut: float | None = None
+
+
+NO_TOOL = "(no such tool)"
+"""Calls that name no tool that is offered: malformed ones, and tools that the model made up."""
+ALL_TOOLS = "all calls"
 
 
 def tool_rows(arms: Sequence[Arm]) -> tuple[ToolRow, ...]:
-    """A row for each tool that was offered, arm by arm."""
-    return tuple(_row(arm, tool) for arm in arms for tool in tool_names([arm]))
+    """A row for each tool that was offered, for calls of no tool, and for all calls; arm by arm."""
+    rows: list[ToolRow] = []
+    for arm in arms:
+        named = [_row(arm, tool) for tool in tool_names([arm])]
+        total = _total_row(arm)
+        lost = total.num_calls - sum(row.num_calls for row in named)
+        rows += [*named, *([_unnamed_row(arm, lost)] if lost else []), *([total] if named else [])]
+    return tuple(rows)
 
 
 def tool_names(arms: Sequence[Arm]) -> tuple[str, ...]:
@@ -55,6 +66,30 @@ def tool_panels(arms: Sequence[Arm]) -> tuple[Panel, ...]:
 
 def _is_use_rate(key: str) -> bool:
     return key.startswith("tools/") and key.endswith("/use_rate")
+
+
+def _unnamed_row(arm: Arm, num_calls: int) -> ToolRow:
+    """Calls of no tool always fail."""
+    return ToolRow(arm=arm, tool=NO_TOOL, use_rates=(None, None), num_calls=num_calls, failed=1.0)
+
+
+def _total_row(arm: Arm) -> ToolRow:
+    """All answered calls, in the numbers of `tools/calls`, `tools/failure_rate` and `tools/seconds`."""
+    records = [record for run in arm.runs for record in run.train_records if record.get("tools/calls")]
+    calls = [record["tools/calls"] for record in records]
+
+    def mean(name: str) -> float | None:
+        means = [record.get(f"tools/{name}") or 0 for record in records]
+        return sum(n * value for n, value in zip(calls, means, strict=True)) / sum(calls) if calls else None
+
+    return ToolRow(
+        arm=arm,
+        tool=ALL_TOOLS,
+        use_rates=edge_means(arm, "rollout/tool_use_rate"),
+        num_calls=sum(calls),
+        failed=mean("failure_rate"),
+        seconds=mean("seconds"),
+    )
 
 
 def _row(arm: Arm, tool: str) -> ToolRow:
