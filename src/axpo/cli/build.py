@@ -79,7 +79,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
         state = restore_checkpoint(last, policy=policy, optimizer=optimizer) if last is not None else TrainerState()
         recorder = open_folder(parts, folder)
         if resume:
-            recorder.truncate_after(state.step)
+            recorder.truncate_after(state.step, is_eval_pending=state.is_eval_pending)
             console.say(f"resuming {folder} after step {state.step}")
         observer: Observer = console
         if trackers:

@@ -15,11 +15,11 @@ from axpo import __version__
 from axpo.cli.diagnose import add_arguments as add_diagnose_arguments
 from axpo.cli.probe import add_arguments as add_probe_arguments
 from axpo.errors import AlarmError, AxpoError, UserError
+from axpo.trainer.interrupts import Interrupts
 
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_ALARM = 4
-EXIT_INTERRUPTED = 130
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 """The system's own words say it all."""
@@ -30,8 +30,8 @@ _OVERRIDES = "Any option of the configuration: --table.option VALUE, for example
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 done, 2 a mistake of the user, 3 `axpo diagnose --fail-if` holds, 4 an alarm of `--stop-on` was
-    raised, 130 interrupted, 1 anything else.
+    0 done, 2 a mistake of the user, 3 `axpo diagnose --fail-if` holds, 4 an alarm of `--stop-on` was raised,
+    130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 1 anything else.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -159,7 +159,7 @@ def _train(arguments: argparse.Namespace) -> int:
     words = [word for name, value in arguments.overrides.items() for word in (f"--{name}", value)]
     resume_line = shlex.join(["axpo", arguments.command, str(arguments.config), "--resume", *words])
 
-    def run() -> None:
+    def run(interrupts: Interrupts) -> None:
         from axpo.cli.build import open_training
         from axpo.cli.console import DEMONSTRATION_COLUMNS, ROLLOUT_COLUMNS, RunConsole
         from axpo.trainer.loop import train
@@ -176,6 +176,7 @@ def _train(arguments: argparse.Namespace) -> int:
             ) as training,
             console,
         ):
+            training.interrupts = interrupts
             train(training)
         console.say(f"done: {config.run.output_dir}")
 
@@ -192,7 +193,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     folder = arguments.out or config.run.output_dir.with_name(f"{config.run.output_dir.name}-eval")
 
-    def run() -> None:
+    def run(_: Interrupts) -> None:
         from axpo.cli.build import run_evaluation
         from axpo.cli.console import RunConsole
 
@@ -210,7 +211,7 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> int:
         raise UserError("axpo eval: with --benchmarks write --model PATH in place of --checkpoint.")
     request = read_request(arguments)
 
-    def run() -> None:
+    def run(_: Interrupts) -> None:
         with RunConsole(columns=(), num_steps=0) as console:
             run_benchmarks(request, console=console)
 
@@ -247,7 +248,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     folder = arguments.out or probe_folder(load_config(arguments.probe, arguments.overrides))
     judge = open_judge(arguments.judge_url, arguments.judge_model, arguments.judge_key_env)
 
-    def run() -> None:
+    def run(_: Interrupts) -> None:
         run_probe(
             arguments.probe,
             arguments.checkpoint,
@@ -320,7 +321,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    def run() -> None:
+    def run(_: Interrupts) -> None:
         from axpo.cli.demo import run_demo
 
         run_demo(minutes=arguments.minutes, out=arguments.out, seed=arguments.seed)
@@ -328,13 +329,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     return _guard(run, folder=arguments.out)
 
 
-def _guard(run: Callable[[], None], *, folder: Path, resume_line: str | None = None) -> int:
-    """Run; whatever ends it early, say where the run lies and how to go on."""
+def _guard(run: Callable[[Interrupts], None], *, folder: Path, resume_line: str | None = None) -> int:
+    """Run; whatever ends it early, say where the run is and how to continue."""
+    interrupts = Interrupts()
     try:
-        run()
+        with interrupts.listen():
+            run(interrupts)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; continue with: {resume_line}" if resume_line else "\ninterrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        how = f"; continue with: {resume_line}" if resume_line else ""
+        print(f"interrupted; {_kept(folder)}{how}", file=sys.stderr)
+        return interrupts.exit_code
     except UserError:
         raise
     except Exception as error:
@@ -342,9 +346,17 @@ def _guard(run: Callable[[], None], *, folder: Path, resume_line: str | None = N
             traceback.print_exc()
         print(f"error: {error}\nrun folder: {folder}", file=sys.stderr)
         if resume_line:
-            print(f"go on with: {resume_line}", file=sys.stderr)
+            print(f"continue with: {resume_line}", file=sys.stderr)
         return EXIT_ALARM if isinstance(error, AlarmError) else EXIT_FAULT
     return 0
+
+
+def _kept(folder: Path) -> str:
+    """What an interrupted run has on the disk."""
+    last = folder / "checkpoints" / "last"
+    if last.is_file():
+        return f"checkpoint: {last.with_name(last.read_text(encoding='utf-8').strip())}"
+    return f"run folder: {folder}" if folder.is_dir() else "nothing was written"
 
 
 if __name__ == "__main__":

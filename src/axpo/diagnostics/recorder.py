@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from axpo.codec import from_json, to_json
 from axpo.errors import DataError, RecordError
-from axpo.files import write_atomically
+from axpo.files import write_atomically, writing
 from axpo.images import ContentImageStore
 from axpo.types import (
     ContinuationGroup,
@@ -99,16 +99,21 @@ class RunRecorder:
         self._folder = folder
         self._store = store
         self._metrics_path = folder / "metrics.jsonl"
-        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            (folder / "rollouts").mkdir(parents=True, exist_ok=True)
         _record_start(folder / "run.json", device=device)
 
-    def truncate_after(self, step: int) -> None:
-        """Drop every record of a later step and what an interrupted write left. Call before resuming at `step`."""
-        kept = [record for record in read_metrics(self._folder) if record["step"] <= step]
+    def truncate_after(self, step: int, *, is_eval_pending: bool = False) -> None:
+        """Drop every record of a later step and what an interrupted write left. Call before resuming at `step`.
+
+        `is_eval_pending`: drop the evaluation behind `step` too; it will be made again.
+        """
+        last = {"train": step, "eval": step - is_eval_pending}
+        kept = [record for record in read_metrics(self._folder) if record["step"] <= last[record["kind"]]]
         write_atomically(self._metrics_path, (json.dumps(record) for record in kept))
         for path in (self._folder / "rollouts").iterdir():
             match = _ROLLOUT_FILE.fullmatch(path.name)
-            if match is None or int(match[2]) > step:
+            if match is None or int(match[2]) > last[match[1]]:
                 path.unlink()
 
     def record_step(self, step: int, metrics: Metrics, lines: Iterable[Mapping[str, JsonValue]]) -> None:
@@ -313,13 +318,18 @@ def _clip(value: Any) -> str:
 
 def _append_line(path: Path, line: str) -> None:
     """One write call, after an unfinished last line of a run that died was cut off."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("rb+") as file:
+    with writing(path), path.open("ab+") as file:
+        if file.tell() and _last_byte(file) != b"\n":
+            file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
-    with path.open("ab") as file:
         file.write(f"{line}\n".encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def _record_start(path: Path, *, device: str) -> None:
