@@ -76,14 +76,6 @@ def is_vowel(final_text: str, problem: object) -> bool:
     return "A" in final_text
 
 
-def breaks_late(final_text: str, problem: object) -> bool:
-    with Path("calls").open("a") as file:
-        file.write("x")
-        if file.tell() > 24:
-            raise RuntimeError("late")
-    return False
-
-
 NOT_CALLABLE = 3
 '''
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +20,8 @@ from safetensors.torch import load_file
 
 import axpo.trainer.loop
 from axpo.cli.main import main
+from axpo.trainer.checkpoint import TrainerState
+from axpo.trainer.interrupts import Interrupts
 from workshop import numbers_of, read_jsonl, rollouts_of, words_of
 
 OPTIONS: dict[str, Any] = {"train__steps": 6, "train__save_every": 10, "train__eval_every": 0}
@@ -35,6 +40,7 @@ def undisturbed(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(autouse=True)
 def in_workshop(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workshop)
+    monkeypatch.syspath_prepend(workshop)
 
 
 def train(out: Path, *words: str, **options: Any) -> int:
@@ -147,19 +153,50 @@ def test_an_evaluation_that_was_interrupted_is_made_again(tmp_path: Path, monkey
         ).read_text()
 
 
-def test_a_run_that_an_error_ends_keeps_its_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reward of the third step raises."""
-    Path("calls").unlink(missing_ok=True)
-    assert train(tmp_path / "run", data__reward="workshop_parts:breaks_late") == 2
+def test_a_run_that_an_error_ends_keeps_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = iter(range(24))
+
+    def breaks_late(final_text: str, problem: object) -> bool:
+        if next(calls, None) is None:
+            raise RuntimeError("late")
+        return False
+
+    monkeypatch.setattr(importlib.import_module("workshop_parts"), "is_vowel", breaks_late)
+    assert train(tmp_path / "run", data__reward="workshop_parts:is_vowel") == 2
     assert "raised RuntimeError" in capsys.readouterr().err
     last = len(read_jsonl(tmp_path / "run" / "metrics.jsonl"))
     assert last and (tmp_path / "run" / "checkpoints" / "last").read_text() == f"step-{last:06d}\n"
 
 
+def test_a_disk_that_is_full_at_a_checkpoint_gives_one_line_and_the_run_continues_after_the_one_before(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, save = tmp_path / "run", axpo.trainer.loop.save_checkpoint
+
+    def save_on_a_full_disk(folder: Path, *, state: TrainerState, **parts: Any) -> Path:
+        known = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000 if state.step == 4 else known[0], known[1]))
+        try:
+            return save(folder, state=state, **parts)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, known)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(axpo.trainer.loop, "save_checkpoint", save_on_a_full_disk)
+        assert train(run, train__save_every=2) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {run}/checkpoints/step-000004: cannot be written (") and "Traceback" not in told
+    options = words_of(run__output_dir=run, **{**OPTIONS, "train__save_every": 2})
+    assert told.endswith(f"continue with: axpo train config.toml --resume {shlex.join(options)}\n")
+    assert (run / "checkpoints" / "last").read_text() == "step-000002\n"
+    assert train(run, "--resume") == 0
+    check_equal(run, undisturbed, 6)
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     """nohup ignores SIGHUP before it starts a command."""
-    from axpo.trainer.interrupts import Interrupts
-
     known = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interrupts().listen():
@@ -170,8 +207,6 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 
 
 def test_a_library_user_keeps_the_signals() -> None:
-    from axpo.trainer.interrupts import Interrupts
-
     known = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with Interrupts().hold():
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == known

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from axpo.cli.console import RunConsole
+from axpo.cli.console import RunConsole, counting
 from axpo.cli.folders import check_folder, has_files, hold_folder
 from axpo.cli.names import build_reward
 from axpo.cli.rows import check_conversations, check_questions, context_length
@@ -336,6 +336,7 @@ def limits_of(parts: Parts, phase: RolloutConfig | EvalConfig) -> RolloutLimits:
         max_response_tokens=phase.max_response_tokens,
         max_context_tokens=context_length(parts.model_path),
         time_limit_s=parts.config.rollout.time_limit_s,
+        reward_timeout_s=parts.config.data.reward_timeout_s if parts.config.data.reward else None,
     )
 
 
@@ -359,9 +360,14 @@ def load_questions(parts: Parts, source: str, *, max_rows: int | None) -> tuple[
     if source.startswith(f"{MINI}:"):
         problems = mini.problems(source.removeprefix(f"{MINI}:"), store=parts.store, num_questions=max_rows)
     else:
-        problems = load_problems(
-            Path(source), store=parts.store, system_prompt=parts.config.data.system_prompt, max_rows=max_rows
-        )
+        with counting(f"rows of {Path(source).name} read") as progress:
+            problems = load_problems(
+                Path(source),
+                store=parts.store,
+                system_prompt=parts.config.data.system_prompt,
+                max_rows=max_rows,
+                progress=progress,
+            )
     if not problems:
         raise DataError(f"{source}: holds no questions.")
     for problem in problems:
@@ -379,7 +385,8 @@ def load_demonstrations(parts: Parts, source: str, *, max_rows: int | None) -> t
         build = functools.partial(mini.conversations, source.removeprefix(f"{MINI}:"), store=parts.store)
         conversations = build() if max_rows is None else build(num_rows=max_rows)
     else:
-        conversations = load_conversations(Path(source), store=parts.store, max_rows=max_rows)
+        with counting(f"rows of {Path(source).name} read") as progress:
+            conversations = load_conversations(Path(source), store=parts.store, max_rows=max_rows, progress=progress)
     if not conversations:
         raise DataError(f"{source}: holds no conversations.")
     for conversation in conversations:

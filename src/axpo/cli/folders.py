@@ -21,6 +21,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "run.trackers",
         "data.eval",
         "data.max_eval_rows",
+        "data.reward_timeout_s",
         "rollout.time_limit_s",
         "rollout.max_fault_retries",
         "rollout.max_batch_size",

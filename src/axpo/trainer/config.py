@@ -130,6 +130,8 @@ class DataConfig(Table):
     """How a tool is run, by the name the model knows: `tool_limits = { python = { max_concurrent = 16 } }`."""
     reward: OptionalText = None
     """`module:attribute` of your own reward; default: the reward of each row's `answer_kind`."""
+    reward_timeout_s: float = Field(default=300.0, gt=0)
+    """Wall clock of your own reward on one final text. One that takes longer ends the run; `--resume` continues it."""
     system_prompt: OptionalText = None
     """Put before questions that bring no system message."""
     max_train_rows: int | None = Field(default=None, ge=1)
