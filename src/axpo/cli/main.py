@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import json
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from axpo import __version__
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = words
         words, overrides = split_overrides(words)
         if words[:1] == ["eval"] and words[1:2] in (["compare"], ["table"]):
-            words = [f"eval-{words[1]}", *words[2:]]
-        arguments = _build_parser().parse_args(words)
+            words = [" ".join(words[:2]), *words[2:]]
+        arguments = _parse(words)
         arguments.words = given
         takes_options = arguments.command in ("train", "sft", "eval", "serve") or getattr(arguments, "probe", None)
         if overrides and not takes_options:
@@ -53,7 +54,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the words. What no command takes ends the program with the usage of the command that was meant."""
+    parser, commands = _build_parser()
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        command = commands[arguments.command]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], command)}")
+    return arguments
+
+
+def _hint(word: str, command: argparse.ArgumentParser) -> str:
+    """The option that a word nobody knows may have meant."""
+    from axpo.trainer.config import find_option
+
+    if not word.startswith("--"):
+        return ""
+    words = [part.strip("[],") for part in command.format_help().split() if "--" in part]
+    near = difflib.get_close_matches(word, words, n=1)
+    elsewhere = find_option(word[2:].replace("-", "_")) if command.epilog else None
+    meant = near[0] if near else elsewhere and f"--{elsewhere}"
+    return f"; did you mean {meant}?" if meant else ""
+
+
+def _build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser, and those of its commands by name."""
     parser = argparse.ArgumentParser(prog="axpo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"axpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -70,18 +95,16 @@ def _build_parser() -> argparse.ArgumentParser:
         command = add(name, run, text)
         command.epilog = _OVERRIDES
         command.add_argument("config", type=Path, metavar="CONFIG.toml")
-        command.add_argument("--resume", action="store_true", help="go on after the last checkpoint of the run")
+        command.add_argument("--resume", action="store_true", help="continue after the last checkpoint of the run")
         command.add_argument(
             "--stop-on", metavar="NAMES", help="alarms that end the run, with commas (docs/metrics.md)"
         )
     _add_eval(add("eval", _evaluate, "Pass@k and tool use: on data.eval of a configuration, or on benchmarks."))
-    command = add("eval-compare", _compare, "Two evaluations on the same questions, with intervals of the difference.")
-    command.prog = "axpo eval compare"
+    command = add("eval compare", _compare, "Two evaluations on the same questions, with intervals of the difference.")
     command.add_argument("first", type=Path, metavar="A", help="folder of `axpo eval --benchmarks`")
     command.add_argument("second", type=Path, metavar="B")
     command.add_argument("--out", type=Path, metavar="FILE.md", help="also write it there")
-    command = add("eval-table", _table, "The paper's table over several evaluations: rows methods, columns benchmarks.")
-    command.prog = "axpo eval table"
+    command = add("eval table", _table, "The paper's table over several evaluations: rows methods, columns benchmarks.")
     command.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="also write it there: .md or .html")
     command = add("diagnose", _diagnose, "Do these rollouts, of any trainer, have the gap? What would AXPO do?")
@@ -94,7 +117,12 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, default=8000, metavar="INT")
     command = add("report", _report, "One self-contained HTML file about one run or several.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: report.html in RUN, for several runs in the folder of the first",
+    )
     command.add_argument("--rollouts", choices=("some", "all"), default="some", help="how many go in; default some")
     command = add("watch", _watch, "The report of a run while it trains, on this machine's loopback.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
@@ -109,13 +137,13 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument("--minutes", type=float, default=10.0, metavar="FLOAT", help="time to spend; default 10")
     command.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
     command.add_argument("--seed", type=int, default=0, metavar="INT")
-    return parser
+    return parser, commands.choices
 
 
 def _add_eval(command: argparse.ArgumentParser) -> None:
     command.epilog = (
         f"{_OVERRIDES} Further: `axpo eval compare A B`, `axpo eval table DIR...`. "
-        "The same command with the same --out goes on where an earlier one stopped."
+        "The same command with the same --out continues where an earlier one stopped."
     )
     command.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml")
     command.add_argument("--out", type=Path, metavar="DIR", help="where to record")
@@ -180,6 +208,7 @@ def _train(arguments: argparse.Namespace) -> int:
             train(training)
         console.say(f"done: {config.run.output_dir}")
 
+    _begin(f"{config.run.output_dir}: loading model and data")
     return _guard(run, folder=config.run.output_dir, resume_line=resume_line)
 
 
@@ -200,6 +229,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         with RunConsole(columns=(), num_steps=0) as console:
             run_evaluation(config, folder=folder, checkpoint=arguments.checkpoint, console=console)
 
+    _begin(f"{folder}: loading model and data")
     return _guard(run, folder=folder)
 
 
@@ -215,6 +245,7 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> int:
         with RunConsole(columns=(), num_steps=0) as console:
             run_benchmarks(request, console=console)
 
+    _begin(f"{request.folder}: loading model and benchmarks")
     return _guard(run, folder=request.folder, resume_line=shlex.join(["axpo", *arguments.words]))
 
 
@@ -260,6 +291,7 @@ def _probe(arguments: argparse.Namespace) -> int:
             judge=judge,
         )
 
+    _begin(f"{folder}: loading model and data")
     return _guard(run, folder=folder)
 
 
@@ -292,8 +324,10 @@ def _table(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from axpo.reports.html import write_report
 
-    write_report(arguments.runs, arguments.out, rollouts=arguments.rollouts)
-    print(f"report: {arguments.out}")
+    runs: list[Path] = arguments.runs
+    out = arguments.out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
+    write_report(runs, out, rollouts=arguments.rollouts)
+    print(f"report: {out}")
     return 0
 
 
@@ -349,6 +383,11 @@ def _guard(run: Callable[[Interrupts], None], *, folder: Path, resume_line: str 
             print(f"continue with: {resume_line}", file=sys.stderr)
         return EXIT_ALARM if isinstance(error, AlarmError) else EXIT_FAULT
     return 0
+
+
+def _begin(text: str) -> None:
+    """Say at once what is being done: importing torch and reading a checkpoint takes many seconds."""
+    print(f"{text} ...", flush=True)
 
 
 def _kept(folder: Path) -> str:
