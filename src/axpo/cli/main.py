@@ -340,10 +340,13 @@ def _watch(arguments: argparse.Namespace) -> int:
 def _index(arguments: argparse.Namespace) -> int:
     from axpo.cli.console import counting
     from axpo.tools.search import index_command
+    from axpo.tools.search.build import left_out
 
     with counting("documents") as progress:
         info = index_command(arguments.source, arguments.out, language=arguments.language, progress=progress)
     print(f"{info.num_documents} {'pictures' if info.has_images else 'documents'} indexed in {arguments.out}")
+    for suffix, number in left_out(arguments.source).items():
+        print(f"left out: {number} {suffix} {'file' if number == 1 else 'files'}")
     return 0
 
 
