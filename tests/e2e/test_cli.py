@@ -223,6 +223,25 @@ def test_the_folder_of_another_run_is_not_written_into(tmp_path: Path, capsys: p
     assert [path.name for path in precious.parent.iterdir()] == ["notes.txt"] and precious.read_text() == "precious"
 
 
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "diagnose --probe", "eval --benchmarks"])
+def test_a_folder_that_cannot_be_one_is_refused_in_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    cases = [(tmp_path / "file", "it is a file"), (tmp_path / ("x" * 256), "File name too long")]
+    for folder, told in cases[: 1 if command == "eval --benchmarks" else 2]:
+        words = [*command.split(), "config.toml", "--out", str(folder)]
+        if command in ("train", "sft"):
+            words = [command, "config.toml", *words_of(run__output_dir=folder)]
+        elif command == "eval --benchmarks":
+            words = ["eval", "--benchmarks", "vstar", "--model", "mini", "--out", str(folder)]
+        assert main(words) == 2
+        printed = capsys.readouterr().err
+        assert f"{folder} cannot be the folder of a run ({told})" in printed and printed.count("\n") == 1
+    assert main(["report", ".", "--out", str(tmp_path / ("x" * 256))]) in (1, 2)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_run_is_not_resumed_with_other_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = words_of(run__output_dir=tmp_path / "run", data__eval="")
     assert main(["train", "config.toml", *words, *words_of(train__steps=1)]) == 0

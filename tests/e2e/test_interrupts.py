@@ -210,3 +210,14 @@ def test_a_library_user_keeps_the_signals() -> None:
     known = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with Interrupts().hold():
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == known
+
+
+def test_an_interrupted_evaluation_starts_again_in_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", "config.toml", "--out", str(tmp_path / "eval")]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, axpo.evaluation.run, "sample_groups", 1)
+        assert main(words) == 143
+    assert main(words) == 0
+    assert [record["kind"] for record in numbers_of(tmp_path / "eval")] == ["eval"]

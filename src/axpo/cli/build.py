@@ -113,12 +113,13 @@ def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, con
         problems = load_eval_problems(parts)
         check_tools(parts.executor)
         engine = stack.enter_context(contextlib.closing(build_engine(parts)))
-        recorder = open_folder(parts, folder)
+        stack.enter_context(hold_folder(folder))
         metrics: Metrics = {}
         with timed(metrics, "seconds/eval"):
             found, lines = build_evaluation(parts, engine, problems, console=console)(0)
         metrics |= {**found, "memory/peak_bytes": peak_memory_bytes()}
-        recorder.record_eval(0, metrics, lines)
+        # not before: after an interrupt the same command starts again in the same folder
+        open_folder(parts, folder).record_eval(0, metrics, lines)
     console.on_eval(0, metrics)
     console.say(f"recorded in {folder}")
 

@@ -15,14 +15,17 @@ from pathlib import Path
 from axpo import __version__
 from axpo.cli.diagnose import add_arguments as add_diagnose_arguments
 from axpo.cli.probe import add_arguments as add_probe_arguments
-from axpo.errors import AlarmError, AxpoError, UserError
+from axpo.errors import AlarmError, AxpoError, StorageError, UserError
 from axpo.trainer.interrupts import Interrupts
 
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_ALARM = 4
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 """The system's own words say it all."""
 
 _OVERRIDES = "Any option of the configuration: --table.option VALUE, for example --train.learning_rate 1e-5."
@@ -52,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except OSError as error:
+        if not isinstance(error, StorageError) and error.errno not in _DISK_ERRORS:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAULT
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
