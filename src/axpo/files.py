@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from axpo.errors import StorageError
 
@@ -42,3 +43,22 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line in one write, on the disk. An unfinished last line of a run that died is cut off first.
+
+    Raises `StorageError` when the system refuses.
+    """
+    with writing(path), path.open("ab+") as file:
+        if file.tell() and _last_byte(file) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)

@@ -300,7 +300,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         )
 
     _begin(f"{folder}: loading model and data")
-    return _guard(run, folder=folder)
+    return _guard(run, folder=folder, resume_line=shlex.join(["axpo", *arguments.words]))
 
 
 def _serve(arguments: argparse.Namespace) -> int:

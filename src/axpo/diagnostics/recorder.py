@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal, cast
 
 from axpo.codec import from_json, to_json
 from axpo.errors import DataError, RecordError
-from axpo.files import write_atomically, writing
+from axpo.files import append_line, write_atomically, writing
 from axpo.images import ContentImageStore
 from axpo.types import (
     ContinuationGroup,
@@ -131,7 +131,7 @@ class RunRecorder:
         if lines:
             path = self._folder / "rollouts" / f"{kind}-{step:06d}.jsonl"
             write_atomically(path, (json.dumps(line, ensure_ascii=False) for line in lines))
-        _append_line(self._metrics_path, json.dumps(_metrics_record(kind, step, metrics), allow_nan=False))
+        append_line(self._metrics_path, json.dumps(_metrics_record(kind, step, metrics), allow_nan=False))
 
 
 def rollout_lines(
@@ -232,7 +232,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """
     path = run_dir / "metrics.jsonl"
     records: list[dict[str, Any]] = []
-    for number, value in _read_lines(path) if path.exists() else ():
+    for number, value in read_lines(path) if path.exists() else ():
         if value.get("kind") not in ("train", "eval") or not isinstance(value.get("step"), int):
             raise DataError(f'{path}:{number}: expected "kind" train or eval and an integer "step", got {_clip(value)}')
         records.append(value)
@@ -256,7 +256,7 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
 def read_rollouts(path: Path) -> tuple[RolloutRecord, ...]:
     """All records of one rollouts file. Raises `DataError` on a line that is no such record."""
     records: list[RolloutRecord] = []
-    for number, value in _read_lines(path):
+    for number, value in read_lines(path):
         try:
             records.append(from_json(RolloutRecord, value))
         except (RecordError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -270,7 +270,8 @@ def rollout_files(run_dir: Path, kind: Literal["train", "eval"]) -> dict[int, Pa
     return dict(sorted((int(match[2]), path) for match, path in found if match is not None and match[1] == kind))
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of every line of a JSONL file but an unfinished last one. Raises `DataError`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -314,22 +315,6 @@ def _question_text(problem: Problem) -> str:
 def _clip(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _append_line(path: Path, line: str) -> None:
-    """One write call, after an unfinished last line of a run that died was cut off."""
-    with writing(path), path.open("ab+") as file:
-        if file.tell() and _last_byte(file) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(f"{line}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _last_byte(file: BinaryIO) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)
 
 
 def _record_start(path: Path, *, device: str) -> None:

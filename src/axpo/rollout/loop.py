@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -81,6 +81,8 @@ class RolloutSetup:
     max_fault_retries: int = 2
     max_running: int = 256
     """Dialogues under way at once; the clock of the others has not started."""
+    known: Mapping[str, Rollout] = field(default_factory=lambda: dict[str, Rollout]())
+    """Rollouts by id that an earlier start of the same command sampled: they are not sampled again."""
 
     def specs_for(self, problem: Problem) -> tuple[ToolSpec, ...]:
         """The tools offered on this problem."""
