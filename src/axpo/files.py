@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from axpo.errors import StorageError
 
@@ -62,3 +66,28 @@ def append_line(path: Path, line: str) -> None:
 def _last_byte(file: BinaryIO) -> bytes:
     file.seek(-1, os.SEEK_END)
     return file.read(1)
+
+
+def temporary_folder(prefix: str) -> Path:
+    """A folder that is removed when the program ends. Those that killed programs left under `prefix` are removed now.
+
+    A lock on a file inside tells one in use: the system lets go of it however the program ends, in any container.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), (left / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    lock = (folder / f"{_LOCK}.new").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (folder / f"{_LOCK}.new").rename(folder / _LOCK)  # locked before anyone can find it
+    atexit.register(_remove_locked, folder, lock)
+    return folder
+
+
+def _remove_locked(folder: Path, lock: IO[str]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.close()
+
+
+_LOCK = "in-use.lock"
