@@ -12,6 +12,8 @@
     │   └── ToolFault           the machinery around a tool failed (not the model's arguments)
     ├── QuotaError              a paid or rationed service is used up; the run stops and can be resumed
     ├── ToolError               how a tool tells the rollout loop that the *model* made a mistake; it reads the message
+    ├── RewardError             a reward function did not return in time
+    ├── StorageError            a file cannot be written: the disk is full, or writing is not allowed
     ├── NonFiniteError          a loss or a gradient of training is NaN or infinite
     ├── WeightSyncError         the engine does not run the weights it was given
     └── AlarmError              an alarm of `train.stop_on`: the command line exits with code 4
@@ -74,6 +76,14 @@ class QuotaError(AxpoError, RuntimeError):
 
     It ends the run with a clear message; `--resume` goes on once there is more.
     """
+
+
+class RewardError(AxpoError, RuntimeError):
+    """A reward function did not return in time. Without a verdict a text is neither right nor wrong."""
+
+
+class StorageError(AxpoError, OSError):
+    """A file cannot be written: the disk is full, or writing is not allowed. The run can be resumed afterwards."""
 
 
 class ToolError(AxpoError):

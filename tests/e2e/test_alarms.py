@@ -56,7 +56,7 @@ def test_a_fatal_alarm_saves_and_stops_and_the_run_goes_on_without_it(
     assert message.startswith("alarm rollouts_dropped at step 2: 1 rollouts of the last 2 steps (")
     assert "raise `rollout.time_limit_s`" in message
     assert "The run stopped with a checkpoint: train.stop_on names rollouts_dropped." in message
-    assert "warning at step 2: 1 rollouts of the last 2 steps" in capsys.readouterr().out
+    assert "alarm rollouts_dropped at step 2: 1 rollouts of the last 2 steps" in capsys.readouterr().out
     records = numbers_of(tmp_path / "stopped")
     assert [(record["kind"], record["step"]) for record in records] == [("train", 1), ("train", 2)]
     assert "alarm/rollouts_dropped" not in records[0] and records[1]["alarm/rollouts_dropped"] == 1

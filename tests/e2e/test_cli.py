@@ -144,6 +144,31 @@ def test_a_broken_row_gives_one_clear_error_and_exit_code_2(
     assert printed.startswith("error: ") and told in printed and "Traceback" not in printed
 
 
+@pytest.mark.parametrize("command", ["train", "sft", "eval"])
+def test_one_truncated_photograph_among_a_thousand_gives_one_line_before_the_first_step(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for index in range(1000 if command == "train" else 20):
+        shade = Image.new("RGB", (40, 30), (index % 256, index // 256, 0))
+        shade.save(tmp_path / f"{index}.jpg", quality=95)
+        asked: dict[str, Any] = {"question": "0?", "answer": "B"}
+        if command == "sft":
+            said = [{"role": "user", "content": "<image>0?"}, {"role": "assistant", "content": "B"}]
+            asked = {"messages": said}
+        rows.append({**asked, "id": f"q{index}", "images": [f"{index}.jpg"]})
+    broken = tmp_path / f"{len(rows) - 10}.jpg"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: int(0.8 * len(whole))] + whole[-40:-2])
+    data = write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    options = {"data__eval" if command == "eval" else "data__train": data, "data__max_eval_rows": len(rows)}
+    words = words_of(run__output_dir=tmp_path / "run", **options)
+    assert main([command, "config.toml", *words]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {data}, line {len(rows) - 9}, field images[0]: ") and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_picture_no_model_can_take_is_refused_before_anything_is_sampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +225,25 @@ def test_the_folder_of_another_run_is_not_written_into(tmp_path: Path, capsys: p
     assert main(["eval", "config.toml", "--out", str(tmp_path / "run")]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in precious.parent.iterdir()] == ["notes.txt"] and precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "diagnose --probe", "eval --benchmarks"])
+def test_a_folder_that_cannot_be_one_is_refused_in_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    cases = [(tmp_path / "file", "it is a file"), (tmp_path / ("x" * 256), "File name too long")]
+    for folder, told in cases[: 1 if command == "eval --benchmarks" else 2]:
+        words = [*command.split(), "config.toml", "--out", str(folder)]
+        if command in ("train", "sft"):
+            words = [command, "config.toml", *words_of(run__output_dir=folder)]
+        elif command == "eval --benchmarks":
+            words = ["eval", "--benchmarks", "vstar", "--model", "mini", "--out", str(folder)]
+        assert main(words) == 2
+        printed = capsys.readouterr().err
+        assert f"{folder} cannot be the folder of a run ({told})" in printed and printed.count("\n") == 1
+    assert main(["report", ".", "--out", str(tmp_path / ("x" * 256))]) in (1, 2)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_run_is_not_resumed_with_other_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+import axpo.rollout.collect
 from axpo.cli.diagnose import run_diagnose
 from axpo.cli.main import main
 from axpo.cli.probe import run_probe
 from axpo.errors import ConfigError
 from axpo.evaluation.estimators import pass_at_k
 from axpo.protocols import ChatReply, ChatRequest
+from axpo.rollout.loop import run_rollout
 from axpo.types import Content, Message
 from workshop import read_jsonl
 
@@ -132,3 +134,36 @@ def test_a_folder_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
         run_probe(CONFIG, None, {}, out=tmp_path)
+
+
+def test_a_probe_that_was_stopped_samples_only_what_is_missing_and_ends_at_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = probe(tmp_path / "whole")
+    sampled: list[str] = []
+
+    def stop_after(limit: int) -> None:
+        async def counted(problem: Any, *, rollout_id: str, **rest: Any) -> Any:
+            if len(sampled) == limit:
+                raise RuntimeError("stopped")
+            sampled.append(rollout_id)
+            return await run_rollout(problem, rollout_id=rollout_id, **rest)
+
+        monkeypatch.setattr(axpo.rollout.collect, "run_rollout", counted)
+
+    stop_after(20)  # 16 siblings, then among the continuations
+    with pytest.raises(RuntimeError, match="stopped"):
+        probe(tmp_path / "probe")
+    log = tmp_path / "probe" / "sampled.jsonl"
+    kept = [line["id"] for line in read_jsonl(log)]
+    assert len(kept) >= 16
+    with log.open("a") as file:
+        file.write('{"id": "half')
+    with pytest.raises(ConfigError, match="unfinished probe with other options"):
+        run_probe(CONFIG, None, {"rollout.group_size": "8"}, out=tmp_path / "probe")
+    sampled.clear()
+    stop_after(1000)
+    again = probe(tmp_path / "probe")
+    assert sampled and not set(kept) & set(sampled)
+    assert (again["numbers"], again["prefixes"]) == (whole["numbers"], whole["prefixes"])
+    assert not log.exists()

@@ -473,3 +473,23 @@ def test_two_runs_are_compared_once_the_second_begins(open_page: Open, whole: Pa
         copy_until(whole, second, 1)
         page.wait_for_selector("#runs tbody tr >> nth=1")
         page.wait_for_selector("#live[title^='This page follows']")
+
+
+def test_a_run_whose_last_step_is_recorded_is_finished(whole: Path, tmp_path: Path) -> None:
+    run, clock = tmp_path / "run", Clock()
+    copy_until(whole, run, 2)
+    report = LiveReport(run_dirs=(run,), clock=clock)
+    assert report.check() and report.status()["finished"] == ""
+    done = LiveReport(run_dirs=(whole,), clock=clock)
+    assert done.check() and done.status()["finished"] == "yes"
+    assert LiveReport(run_dirs=(whole, tmp_path / "later"), clock=clock).status()["finished"] == ""
+
+
+def test_a_run_that_is_not_there_is_named_with_the_nearest_that_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mini_axpo").mkdir()
+    (tmp_path / "mini_axpo" / "config.toml").touch()
+    run_watch([tmp_path / "mini_apxo"], wait=lambda: None)
+    told = f"{tmp_path / 'mini_apxo'}: not there yet. Waiting for it. Did you mean {tmp_path / 'mini_axpo'}?\n"
+    assert capsys.readouterr().out.startswith(told)

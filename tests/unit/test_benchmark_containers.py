@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 from axpo.benchmarks import hub
 from axpo.benchmarks.containers import Record, Table, read_list
@@ -236,15 +236,19 @@ def test_what_is_no_picture_is_named_with_its_place(tmp_path: Path, cell: object
 
 
 @pytest.mark.parametrize("container", ["parquet", "tsv"])
-def test_an_8k_picture_is_neither_decoded_nor_kept_in_memory_and_its_four_rows_store_it_once(
+def test_an_8k_picture_of_four_rows_is_decoded_once_stored_once_and_not_kept_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: str
 ) -> None:
     data = large_picture()
     rows = [row for row in hrbench_rows(pictures=(data, picture("blue"))) if row["category"] == "cross"]
     folder = write_hrbench(tmp_path / "files", resolution="8k", rows=rows, container=container)
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("decoded")
+    loaded: list[object] = []
+    load = ImageFile.ImageFile.load
+
+    def spy_on_load(image: Any) -> Any:
+        loaded.append(image)
+        return load(image)
 
     decoded: list[str] = []
     decode = base64.b64decode
@@ -253,12 +257,11 @@ def test_an_8k_picture_is_neither_decoded_nor_kept_in_memory_and_its_four_rows_s
         decoded.append(text[:10])
         return decode(text, **options)
 
-    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
-    monkeypatch.setattr(Image.Image, "load", refuse)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", spy_on_load)
     monkeypatch.setattr(base64, "b64decode", spy)
     store = ContentImageStore(tmp_path / "store")
     problems = hrbench.load_8k(folder, preset="full", store=store, limit=None)
-    assert len(problems) == 4 and len(decoded) == 1
+    assert len(problems) == 4 and len(decoded) == len({id(image) for image in loaded}) == 1
     assert {(image.width_px, image.height_px) for problem in problems for image in problem.images} == {LARGE_SIZE}
     assert [path.read_bytes() for path in (tmp_path / "store").iterdir()] == [data]
     assert not store._bytes

@@ -76,7 +76,7 @@ def test_unknown_option_names_its_nearest() -> None:
     with pytest.raises(ConfigError, match=r"train\.stepz: unknown option; did you mean train\.steps\?"):
         check_option("train.stepz")
     check_option("algorithm.kl_coef")
-    assert len(option_names()) <= 71
+    assert len(option_names()) <= 72
 
 
 def test_names_are_a_list_or_one_text_with_commas() -> None:

@@ -62,6 +62,35 @@ def test_what_is_no_picture_is_refused_by_name(data: bytes) -> None:
         ContentImageStore().add_bytes(data, origin="row 3")
 
 
+def photograph(format: str) -> bytes:
+    return encoded(Image.effect_noise((200, 150), 90).convert("RGB"), format)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_an_image_that_lacks_its_end_or_its_middle_is_refused_when_it_is_added(format: str, share: float) -> None:
+    data = photograph(format)
+    cut = data[: int(len(data) * share)]
+    for broken in (cut, cut + b"IEND\xae\x42\x60\x82", *([] if format == "JPEG" else [cut + data[-2:]])):
+        with pytest.raises(DataError, match=r"row 3: not a readable image \(\d+ bytes\)"):
+            ContentImageStore().add_bytes(broken, origin="row 3")
+
+
+def test_a_flipped_byte_in_a_png_is_found_when_it_is_added() -> None:
+    data = bytearray(photograph("PNG"))
+    data[len(data) // 2] ^= 255
+    with pytest.raises(DataError, match="not a readable image"):
+        ContentImageStore().add_bytes(bytes(data))
+
+
+def test_what_was_added_once_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ContentImageStore()
+    data = photograph("PNG")
+    ref = store.add_bytes(data)
+    monkeypatch.setattr("axpo.images._decode", lambda data: pytest.fail("decoded again"))
+    assert store.add_bytes(bytes(data)) == ref
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing\.png: No such file"):
         ContentImageStore().add_file(tmp_path / "nothing.png")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +138,27 @@ def test_hub_ids_are_read_from_the_local_cache(
     assert found is not None
     assert found.read_text() == (tiny_checkpoint / "preprocessor_config.json").read_text()
     assert find_checkpoint_file("someone/tiny", "no-such-file.json") is None
+
+
+def test_a_missing_hub_id_without_a_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    from axpo.models import loading
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    loading._is_hub_reachable.cache_clear()
+    started = time.monotonic()
+    try:
+        with pytest.raises(CheckpointError, match="neither cached here nor reachable"):
+            find_checkpoint_file("nobody/nothing", "preprocessor_config.json")
+    finally:
+        loading._is_hub_reachable.cache_clear()
+    assert time.monotonic() - started < 10
 
 
 def test_devices() -> None:

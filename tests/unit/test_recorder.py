@@ -227,3 +227,16 @@ def test_a_second_start_is_added_to_the_first(tmp_path: Path) -> None:
     assert {key: second[key] for key in first} == first
     assert [start["argv"] for start in second["resumed"]] == [first["argv"]]
     assert first["versions"]["python"].startswith("3.")
+
+
+def test_a_line_is_appended_without_reading_the_lines_before(tmp_path: Path) -> None:
+    writer = recorder(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:  # a long run's; sparse, so that it is made at once
+        file.truncate(2**40)
+        file.seek(0, 2)
+        file.write(b"\n")
+    writer.record_step(1, {"x": 1.0}, [])
+    with path.open("rb") as file:
+        file.seek(2**40 + 1)
+        assert json.loads(file.read()) == {"kind": "train", "step": 1, "x": 1.0}

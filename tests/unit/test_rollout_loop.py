@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from PIL import Image
 
 from axpo.engines.scripted import ScriptedEngine
-from axpo.errors import EngineFault, RolloutFault, ToolError, ToolFault
+from axpo.errors import EngineFault, RewardError, RolloutFault, ToolError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.protocols import ToolContext
+from axpo.rewards import checked
 from axpo.rollout.collect import collect_step, sample_groups
 from axpo.rollout.executor import ToolExecutor, ToolLimits
 from axpo.rollout.loop import RolloutLimits, RolloutSetup, run_rollout
@@ -281,6 +283,24 @@ def test_the_clock_is_read_between_the_calls_of_a_turn(world: World) -> None:
 def test_an_engine_that_never_answers_is_our_fault(world: World) -> None:
     with pytest.raises(EngineFault, match="did not answer"):
         world.run(world.setup(world.engine(ANSWER, delay_s=3600), time_limit_s=0.05))
+
+
+def test_a_reward_that_hangs_ends_the_run_and_is_named(world: World) -> None:
+    done = threading.Event()
+
+    def look_up(final_text: str, problem: Problem) -> float:
+        done.wait(60)
+        return 1.0
+
+    setup = world.setup(world.engine(ANSWER), reward_timeout_s=0.05)
+    setup = dataclasses.replace(setup, reward_for=lambda problem: checked(look_up, "my_rewards:look_up"))
+    try:
+        with pytest.raises(
+            RewardError, match=r"^reward my_rewards:look_up: did not return within 0\.05 s on problem q"
+        ):
+            asyncio.run(sample_groups([world.problem()], setup=setup, group_size=2, seed=0, tag="t"))
+    finally:
+        done.set()
 
 
 @pytest.mark.parametrize("failure", [FailureKind.TOOL_FAULT, ValueError("bug")], ids=["fault", "bug"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from axpo.cli.main import main
 from axpo.errors import ConfigError, DataError, ToolError
 from axpo.images import ContentImageStore
 from axpo.protocols import ToolContext
@@ -196,6 +199,47 @@ def test_a_bad_row_is_named_and_the_old_index_stays(tmp_path: Path, line: str, m
         build_index(tmp_path / "rows.jsonl", tmp_path / "index")
     assert urls(LocalIndex.open(tmp_path / "index"), "otter") == ["local:1"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.jsonl", "index", "rows.jsonl"]
+
+
+def test_what_killed_builds_left_is_removed_and_an_index_they_were_replacing_is_put_back(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", ROWS)
+    build_index(source, tmp_path / "index")
+    pid = subprocess.Popen(["true"])
+    pid.wait()
+    running = tmp_path / f"index.{os.getppid()}.partial"
+    running.mkdir()
+    (tmp_path / "index").rename(tmp_path / f"index.{pid.pid}.old")
+    (tmp_path / f"index.{pid.pid}.partial" / "tantivy").mkdir(parents=True)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match="nothing to index"):
+        build_index(tmp_path / "empty.jsonl", tmp_path / "index")
+    assert urls(LocalIndex.open(tmp_path / "index"), "otter"), "the old index serves until there is another"
+    build_index(source, tmp_path / "index")
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["empty.jsonl", "index", running.name, "rows.jsonl"], "a build that runs is left alone"
+
+
+def test_a_misspelt_field_of_a_row_is_refused(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", [{"titel": "a", "text": "b"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: unknown field 'titel'\. Did you mean title\?"):
+        build_index(source, tmp_path / "index")
+
+
+def test_files_of_a_folder_that_are_not_indexed_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts").mkdir()
+    for name in ("a.txt", "b.md", "table.csv", "other.csv", "c.pdf"):
+        (tmp_path / "texts" / name).write_text("words")
+    assert main(["index", str(tmp_path / "texts"), "--out", str(tmp_path / "index")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 documents indexed")
+    assert "left out: 2 .csv files\n" in printed and "left out: 1 .pdf file\n" in printed
+
+
+def test_a_file_name_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / os.fsdecode(b"caf\xe9.txt")).write_text("words")
+    with pytest.raises(DataError, match=r"caf\\udce9\.txt': the name of this file is not UTF-8\. Rename it\."):
+        build_index(tmp_path / "texts", tmp_path / "index")
 
 
 def test_what_is_no_index_is_neither_overwritten_nor_opened(tmp_path: Path) -> None:

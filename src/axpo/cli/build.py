@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from axpo.cli.console import RunConsole
+from axpo.cli.console import RunConsole, counting
 from axpo.cli.folders import check_folder, has_files, hold_folder
 from axpo.cli.names import build_reward
 from axpo.cli.rows import check_conversations, check_questions, context_length
@@ -81,7 +81,7 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
         state = restore_checkpoint(last, policy=policy, optimizer=optimizer) if last is not None else TrainerState()
         recorder = open_folder(parts, folder)
         if resume:
-            recorder.truncate_after(state.step)
+            recorder.truncate_after(state.step, is_eval_pending=state.is_eval_pending)
             console.say(f"resuming {folder} after step {state.step}")
         observer: Observer = console
         if trackers:
@@ -115,12 +115,13 @@ def run_evaluation(config: Config, *, folder: Path, checkpoint: Path | None, con
         problems = load_eval_problems(parts)
         check_tools(parts.executor)
         engine = stack.enter_context(contextlib.closing(build_engine(parts)))
-        recorder = open_folder(parts, folder)
+        stack.enter_context(hold_folder(folder))
         metrics: Metrics = {}
         with timed(metrics, "seconds/eval"):
             found, lines = build_evaluation(parts, engine, problems, console=console)(0)
         metrics |= {**found, "memory/peak_bytes": peak_memory_bytes()}
-        recorder.record_eval(0, metrics, lines)
+        # not before: after an interrupt the same command starts again in the same folder
+        open_folder(parts, folder).record_eval(0, metrics, lines)
     console.on_eval(0, metrics)
     console.say(f"recorded in {folder}")
 
@@ -340,6 +341,7 @@ def limits_of(parts: Parts, phase: RolloutConfig | EvalConfig) -> RolloutLimits:
         max_response_tokens=phase.max_response_tokens,
         max_context_tokens=context_length(parts.model_path),
         time_limit_s=parts.config.rollout.time_limit_s,
+        reward_timeout_s=parts.config.data.reward_timeout_s if parts.config.data.reward else None,
     )
 
 
@@ -363,9 +365,14 @@ def load_questions(parts: Parts, source: str, *, max_rows: int | None) -> tuple[
     if source.startswith(f"{MINI}:"):
         problems = mini.problems(source.removeprefix(f"{MINI}:"), store=parts.store, num_questions=max_rows)
     else:
-        problems = load_problems(
-            Path(source), store=parts.store, system_prompt=parts.config.data.system_prompt, max_rows=max_rows
-        )
+        with counting(f"rows of {Path(source).name} read") as progress:
+            problems = load_problems(
+                Path(source),
+                store=parts.store,
+                system_prompt=parts.config.data.system_prompt,
+                max_rows=max_rows,
+                progress=progress,
+            )
     if not problems:
         raise DataError(f"{source}: holds no questions.")
     for problem in problems:
@@ -383,7 +390,8 @@ def load_demonstrations(parts: Parts, source: str, *, max_rows: int | None) -> t
         build = functools.partial(mini.conversations, source.removeprefix(f"{MINI}:"), store=parts.store)
         conversations = build() if max_rows is None else build(num_rows=max_rows)
     else:
-        conversations = load_conversations(Path(source), store=parts.store, max_rows=max_rows)
+        with counting(f"rows of {Path(source).name} read") as progress:
+            conversations = load_conversations(Path(source), store=parts.store, max_rows=max_rows, progress=progress)
     if not conversations:
         raise DataError(f"{source}: holds no conversations.")
     for conversation in conversations:

@@ -124,7 +124,7 @@ class RunConsole:
             if alarm.name not in self._standing:
                 style = "red" if alarm.level == "error" else "yellow"
                 self._print(
-                    f"[{style}]{alarm.level} at step {step}:[/{style}] {escape(f'{alarm.text} {alarm.advice}')}"
+                    f"[{style}]alarm {alarm.name} at step {step}:[/{style}] {escape(f'{alarm.text} {alarm.advice}')}"
                 )
         self._standing = {alarm.name for alarm in alarms}
 
@@ -148,7 +148,8 @@ class RunConsole:
         return f"{first:>{STEP_WIDTH}}" + "".join(cells)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        with contextlib.suppress(OSError):  # nobody reads any more: a run does not end with its terminal
+            self._console.print(text, soft_wrap=True)
 
 
 def describe_eval(metrics: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rich.table import Table
 from axpo.errors import AxpoError, ConfigError
 from axpo.measures.intervals import Interval
 
-RECIPES = Path(__file__).parents[3] / "recipes" / "mini_cpu"
+RECIPES = Path(__file__).parents[1] / "tasks" / "mini" / "recipes"
 FULL_STEPS = 40
 MIN_STEPS = 4
 EVAL_QUESTIONS = 256
@@ -31,6 +31,13 @@ MIN_EVAL_QUESTIONS = 48
 STEP_PER_QUESTION = 125.0
 FIXED_PER_QUESTION = 1100.0
 POLL_S = 1.0
+STOP_S = 60.0
+"""For a run to finish its update and save when it is interrupted."""
+RESTART_S = 20.0
+"""What it takes to continue a run with another number of steps."""
+MIN_MISS_FRAC = 0.15
+"""The number of steps changes when the end would miss the promised time by more than this part of it."""
+MIN_MEASURED_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +53,6 @@ def run_demo(*, minutes: float, out: Path, seed: int) -> None:
     """Evaluate the start, train both arms, print the table, write the report. Raises `ConfigError` on bad arguments."""
     if not math.isfinite(minutes) or minutes <= 0:
         raise ConfigError(f"--minutes: expected a number above 0, got {minutes:g}.")
-    if not RECIPES.is_dir():
-        raise ConfigError(f"axpo demo reads its recipes from {RECIPES}, which is not there. Run it from a clone.")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out: {out} is not empty. Choose another folder, or remove it.")
     console = Console(highlight=False)
@@ -61,30 +66,104 @@ def run_demo(*, minutes: float, out: Path, seed: int) -> None:
     start = out / "sft"
     with _processes([_command("eval", RECIPES / "axpo.toml", options, ["--out", str(start)])], out / "logs") as runs:
         _watch(console, runs, [("evaluating the supervised checkpoint", start, 1)])
-    num_steps = _affordable_steps(
-        start, minutes=minutes, num_questions=num_questions, spent_s=time.monotonic() - started_s
-    )
+    schedule = _Schedule(start, minutes=minutes, num_questions=num_questions, started_s=started_s)
     arms = [
         Arm(label="SFT+GRPO", recipe=RECIPES / "grpo.toml", folder=out / "grpo"),
         Arm(label="SFT+AXPO", recipe=RECIPES / "axpo.toml", folder=out / "axpo"),
     ]
-    if num_steps < FULL_STEPS:
-        console.print(f"{minutes:g} minutes allow {num_steps} of the recipe's {FULL_STEPS} steps.")
-    options |= {"train.steps": num_steps}
-    commands = [_command("train", arm.recipe, options | {"run.output_dir": arm.folder}, []) for arm in arms]
-    with _processes(commands, out / "logs") as runs:
-        _watch(console, runs, [(arm.label, arm.folder, num_steps) for arm in arms])
+    if schedule.num_steps < FULL_STEPS:
+        console.print(f"{minutes:g} minutes allow {schedule.num_steps} of the recipe's {FULL_STEPS} steps.")
+    words: list[str] = []
+    while True:
+        options |= {"train.steps": schedule.num_steps}
+        commands = [_command("train", arm.recipe, options | {"run.output_dir": arm.folder}, words) for arm in arms]
+        with _processes(commands, out / "logs") as runs:
+            targets = [(arm.label, arm.folder, schedule.num_steps) for arm in arms]
+            if _watch(console, runs, targets, is_over=lambda: schedule.revise([arm.folder for arm in arms])):
+                break
+        schedule.keep_ahead([arm.folder for arm in arms])
+        words = ["--resume"]
+        console.print(
+            f"The steps take {schedule.step_s:.0f} s here now: to end in time, both runs continue to step "
+            f"{schedule.num_steps}."
+        )
     _show(console, [start, *(arm.folder for arm in arms)], out / "report.html")
     console.print(f"{time.monotonic() - started_s:.0f} s in all")
 
 
-def _affordable_steps(start: Path, *, minutes: float, num_questions: int, spent_s: float) -> int:
+class _Schedule:
+    """How many steps fit the promised time: estimated from the first evaluation, then revised by the steps' own times.
+
+    Both runs always get the same number.
+    """
+
+    def __init__(self, start: Path, *, minutes: float, num_questions: int, started_s: float) -> None:
+        """`start`: the run folder of the evaluation, which is over."""
+        from axpo.diagnostics.recorder import read_metrics
+
+        self._eval_s = float(read_metrics(start)[-1]["seconds/eval"])
+        question_s = self._eval_s / num_questions
+        self._minutes = minutes
+        self._end_s = started_s + 60 * minutes
+        self._num_seen = 0
+        self._planned_step_s = self.step_s = STEP_PER_QUESTION * question_s
+        left_s = self._end_s - time.monotonic() - FIXED_PER_QUESTION * question_s - self._eval_s
+        self.num_steps = max(MIN_STEPS, min(FULL_STEPS, int(left_s / self.step_s)))
+
+    def revise(self, folders: Sequence[Path]) -> bool:
+        """Look at the steps that are done; True when both runs should end elsewhere, at the new `num_steps`."""
+        times = [_step_seconds(folder) for folder in folders]
+        done = [len(of_run) for of_run in times]
+        if max(done) >= self.num_steps - 1 or min(done) - self._num_seen < MIN_MEASURED_STEPS:
+            return False
+        step_s = [sum(of_run[-MIN_MEASURED_STEPS:]) / MIN_MEASURED_STEPS for of_run in times]
+        wanted = steps_in_time(
+            done,
+            step_s,
+            num_steps=self.num_steps,
+            left_s=self._end_s - time.monotonic() - self._eval_s * max(step_s) / self._planned_step_s,
+            total_s=60 * self._minutes,
+        )
+        if wanted == self.num_steps:
+            return False
+        self.num_steps, self.step_s, self._num_seen = wanted, max(step_s), max(done)
+        return True
+
+    def keep_ahead(self, folders: Sequence[Path]) -> None:
+        """Correct `num_steps` for what the runs did before they stopped: a run evaluates behind its last step only."""
+        self.num_steps = max(self.num_steps, *(len(_step_seconds(folder)) + 1 for folder in folders))
+
+
+def _step_seconds(folder: Path) -> list[float]:
     from axpo.diagnostics.recorder import read_metrics
 
-    eval_s = float(read_metrics(start)[-1]["seconds/eval"])
-    question_s = eval_s / num_questions
-    left_s = 60 * minutes - spent_s - FIXED_PER_QUESTION * question_s - eval_s
-    return max(MIN_STEPS, min(FULL_STEPS, int(left_s / (STEP_PER_QUESTION * question_s))))
+    return [float(record["seconds/step"]) for record in read_metrics(folder) if record["kind"] == "train"]
+
+
+def steps_in_time(
+    done: Sequence[int], step_s: Sequence[float], *, num_steps: int, left_s: float, total_s: float
+) -> int:
+    """The step at which the runs should end: `num_steps` unless that would miss the promised time by much.
+
+    Args:
+        done: steps of each run so far.
+        step_s: seconds that each takes for a step.
+        num_steps: where they would end.
+        left_s: seconds until the evaluations at the end should begin.
+        total_s: the promised time, in seconds.
+
+    >>> steps_in_time([5, 5], [10.0, 12.0], num_steps=40, left_s=300.0, total_s=600.0)
+    28
+    >>> steps_in_time([5, 5], [10.0, 10.0], num_steps=35, left_s=300.0, total_s=600.0)
+    35
+    """
+    needed_s = max((num_steps - steps) * seconds for steps, seconds in zip(done, step_s, strict=True))
+    if abs(needed_s - left_s) <= MIN_MISS_FRAC * total_s:
+        return num_steps
+    in_time = min(steps + int((left_s - RESTART_S) / seconds) for steps, seconds in zip(done, step_s, strict=True))
+    wanted = max(max(done) + 2, MIN_STEPS, min(FULL_STEPS, in_time))  # the update under way is finished first
+    is_earlier = needed_s > left_s
+    return wanted if (wanted < num_steps) == is_earlier else num_steps
 
 
 def _command(name: str, recipe: Path, options: Mapping[str, Any], words: Sequence[str]) -> list[str]:
@@ -109,7 +188,10 @@ def _processes(commands: Sequence[list[str]], logs: Path) -> Generator[list[_Pro
         for index, command in enumerate(commands):
             log = logs / f"{command[3]}-{index}.log"
             with log.open("ab") as output:
-                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+                # Ctrl-C reaches a whole process group; a second signal would stop a run before it has saved
+                process = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, env=environment, process_group=0
+                )
             started.append(_Process(process=process, log=log))
         yield started
     finally:
@@ -118,13 +200,22 @@ def _processes(commands: Sequence[list[str]], logs: Path) -> Generator[list[_Pro
                 run.process.send_signal(signal.SIGINT)
         for run in started:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                run.process.wait(timeout=10)
+                run.process.wait(timeout=STOP_S)
             run.process.kill()
             run.process.wait()
 
 
-def _watch(console: Console, runs: Sequence[_Process], targets: Sequence[tuple[str, Path, int]]) -> None:
-    """Bars (plain lines where there is no terminal) until all processes are done. Raises when one fails."""
+def _watch(
+    console: Console,
+    runs: Sequence[_Process],
+    targets: Sequence[tuple[str, Path, int]],
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Bars (plain lines where there is no terminal) until all processes are done, or until `is_over`: then False.
+
+    Raises `AxpoError` when a process fails.
+    """
     columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(
         *columns, TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal
@@ -146,7 +237,9 @@ def _watch(console: Console, runs: Sequence[_Process], targets: Sequence[tuple[s
                     tail = run.log.read_text(encoding="utf-8", errors="replace")[-2000:]
                     raise AxpoError(f"{run.log.stem} ended with exit code {run.process.returncode}:\n{tail}")
             if not any(is_running):
-                return
+                return True
+            if all(is_running) and is_over():
+                return False
             time.sleep(POLL_S)
 
 

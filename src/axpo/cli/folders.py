@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "run.trackers",
         "data.eval",
         "data.max_eval_rows",
+        "data.reward_timeout_s",
         "rollout.time_limit_s",
         "rollout.max_fault_retries",
         "rollout.max_batch_size",
@@ -72,7 +74,8 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
 
 
 def check_not_taken(folder: Path) -> None:
-    """Refuse to record an evaluation over a training run or whatever else lies there. Raises `ConfigError`."""
+    """Refuse to record an evaluation over a training run or whatever else is there. Raises `ConfigError`."""
+    has_files(folder)
     names = ("config.toml", "run.json", "metrics.jsonl", "summary.json", "table.md", "report.html")
     taken = [name for name in (*names, "rollouts", "problems", "verdicts", "journal.jsonl") if (folder / name).exists()]
     if taken:
@@ -115,15 +118,30 @@ def _is_changeable(name: str) -> bool:
 
 
 def has_files(folder: Path) -> bool:
-    """True when something was recorded there."""
-    # a start that was killed before anything was complete leaves no more than these
-    return any(path.is_file() and path.suffix not in (".partial", ".lock") for path in folder.rglob("*"))
+    """True when something was recorded there. Raises `ConfigError` when it cannot be a folder."""
+    with _usable(folder):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file")
+        # a start that was killed before anything was complete leaves no more than these
+        return any(path.is_file() and path.suffix not in (".partial", ".lock") for path in folder.rglob("*"))
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"run.output_dir: {folder} cannot be the folder of a run ({error.strerror}). Choose another folder with "
+            "--run.output_dir or --out."
+        ) from error
 
 
 @contextlib.contextmanager
 def hold_folder(folder: Path) -> Generator[None]:
     """Keep other processes from writing this run; a kill lets go. Raises `ConfigError` when one writes already."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with _usable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with (folder / "run.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

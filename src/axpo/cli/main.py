@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from axpo import __version__
 from axpo.cli.diagnose import add_arguments as add_diagnose_arguments
 from axpo.cli.probe import add_arguments as add_probe_arguments
-from axpo.errors import AlarmError, AxpoError, UserError
+from axpo.errors import AlarmError, AxpoError, StorageError, UserError
+from axpo.trainer.interrupts import Interrupts
 
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_ALARM = 4
-EXIT_INTERRUPTED = 130
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 """The system's own words say it all."""
 
 _OVERRIDES = "Any option of the configuration: --table.option VALUE, for example --train.learning_rate 1e-5."
@@ -29,8 +33,8 @@ _OVERRIDES = "Any option of the configuration: --table.option VALUE, for example
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0 done, 2 a mistake of the user, 3 `axpo diagnose --fail-if` holds, 4 an alarm of `--stop-on` was
-    raised, 130 interrupted, 1 anything else.
+    0 done, 2 a mistake of the user, 3 `axpo diagnose --fail-if` holds, 4 an alarm of `--stop-on` was raised,
+    130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 1 anything else.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -39,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = words
         words, overrides = split_overrides(words)
         if words[:1] == ["eval"] and words[1:2] in (["compare"], ["table"]):
-            words = [f"eval-{words[1]}", *words[2:]]
-        arguments = _build_parser().parse_args(words)
+            words = [" ".join(words[:2]), *words[2:]]
+        arguments = _parse(words)
         arguments.words = given
         takes_options = arguments.command in ("train", "sft", "eval") or getattr(arguments, "probe", None)
         if overrides and not takes_options:
@@ -50,9 +54,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except OSError as error:
+        if not isinstance(error, StorageError) and error.errno not in _DISK_ERRORS:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAULT
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the words. What no command takes ends the program with the usage of the command that was meant."""
+    parser, commands = _build_parser()
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        command = commands[arguments.command]
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown[0], command)}")
+    return arguments
+
+
+def _hint(word: str, command: argparse.ArgumentParser) -> str:
+    """The option that a word nobody knows may have meant."""
+    from axpo.trainer.config import find_option
+
+    if not word.startswith("--"):
+        return ""
+    words = [part.strip("[],") for part in command.format_help().split() if "--" in part]
+    near = difflib.get_close_matches(word, words, n=1)
+    elsewhere = find_option(word[2:].replace("-", "_")) if command.epilog else None
+    meant = near[0] if near else elsewhere and f"--{elsewhere}"
+    return f"; did you mean {meant}?" if meant else ""
+
+
+def _build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser, and those of its commands by name."""
     parser = argparse.ArgumentParser(prog="axpo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"axpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -69,13 +102,12 @@ def _build_parser() -> argparse.ArgumentParser:
         command = add(name, run, text)
         command.epilog = _OVERRIDES
         command.add_argument("config", type=Path, metavar="CONFIG.toml")
-        command.add_argument("--resume", action="store_true", help="go on after the last checkpoint of the run")
+        command.add_argument("--resume", action="store_true", help="continue after the last checkpoint of the run")
         command.add_argument(
             "--stop-on", metavar="NAMES", help="alarms that end the run, with commas (docs/metrics.md)"
         )
     _add_eval(add("eval", _evaluate, "Pass@k and tool use: on data.eval of a configuration, or on benchmarks."))
-    command = add("eval-compare", _compare, "Two evaluations on the same questions, with intervals of the difference.")
-    command.prog = "axpo eval compare"
+    command = add("eval compare", _compare, "Two evaluations on the same questions, with intervals of the difference.")
     command.add_argument(
         "folders",
         type=Path,
@@ -84,8 +116,7 @@ def _build_parser() -> argparse.ArgumentParser:
         help="two folders of `axpo eval --benchmarks`, or more: folders with one label are training runs of one method",
     )
     command.add_argument("--out", type=Path, metavar="FILE", help="also write it there: .md or .json")
-    command = add("eval-table", _table, "The paper's table over several evaluations: rows methods, columns benchmarks.")
-    command.prog = "axpo eval table"
+    command = add("eval table", _table, "The paper's table over several evaluations: rows methods, columns benchmarks.")
     command.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="also write it there: .md or .html")
     command = add("diagnose", _diagnose, "Do these rollouts, of any trainer, have the gap? What would AXPO do?")
@@ -93,7 +124,12 @@ def _build_parser() -> argparse.ArgumentParser:
     add_probe_arguments(command)
     command = add("report", _report, "One self-contained HTML file about one run or several.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: report.html in RUN, for several runs in the folder of the first",
+    )
     command.add_argument("--rollouts", choices=("some", "all"), default="some", help="how many go in; default some")
     command = add("watch", _watch, "The report of a run while it trains, on this machine's loopback.")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
@@ -108,13 +144,13 @@ def _build_parser() -> argparse.ArgumentParser:
     command.add_argument("--minutes", type=float, default=10.0, metavar="FLOAT", help="time to spend; default 10")
     command.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
     command.add_argument("--seed", type=int, default=0, metavar="INT")
-    return parser
+    return parser, commands.choices
 
 
 def _add_eval(command: argparse.ArgumentParser) -> None:
     command.epilog = (
         f"{_OVERRIDES} Further: `axpo eval compare A B`, `axpo eval table DIR...`. "
-        "The same command with the same --out goes on where an earlier one stopped."
+        "The same command with the same --out continues where an earlier one stopped."
     )
     command.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml")
     command.add_argument("--out", type=Path, metavar="DIR", help="where to record")
@@ -155,7 +191,7 @@ def _train(arguments: argparse.Namespace) -> int:
     words = [word for name, value in arguments.overrides.items() for word in (f"--{name}", value)]
     resume_line = shlex.join(["axpo", arguments.command, str(arguments.config), "--resume", *words])
 
-    def run() -> None:
+    def run(interrupts: Interrupts) -> None:
         from axpo.cli.build import open_training
         from axpo.cli.console import DEMONSTRATION_COLUMNS, ROLLOUT_COLUMNS, RunConsole
         from axpo.trainer.loop import train
@@ -172,9 +208,11 @@ def _train(arguments: argparse.Namespace) -> int:
             ) as training,
             console,
         ):
+            training.interrupts = interrupts
             train(training)
         console.say(f"done: {config.run.output_dir}")
 
+    _begin(f"{config.run.output_dir}: loading model and data")
     return _guard(run, folder=config.run.output_dir, resume_line=resume_line)
 
 
@@ -188,13 +226,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     folder = arguments.out or config.run.output_dir.with_name(f"{config.run.output_dir.name}-eval")
 
-    def run() -> None:
+    def run(_: Interrupts) -> None:
         from axpo.cli.build import run_evaluation
         from axpo.cli.console import RunConsole
 
         with RunConsole(columns=(), num_steps=0) as console:
             run_evaluation(config, folder=folder, checkpoint=arguments.checkpoint, console=console)
 
+    _begin(f"{folder}: loading model and data")
     return _guard(run, folder=folder)
 
 
@@ -206,10 +245,11 @@ def _evaluate_benchmarks(arguments: argparse.Namespace) -> int:
         raise UserError("axpo eval: with --benchmarks write --model PATH in place of --checkpoint.")
     request = read_request(arguments)
 
-    def run() -> None:
+    def run(_: Interrupts) -> None:
         with RunConsole(columns=(), num_steps=0) as console:
             run_benchmarks(request, console=console)
 
+    _begin(f"{request.folder}: loading model and benchmarks")
     return _guard(run, folder=request.folder, resume_line=shlex.join(["axpo", *arguments.words]))
 
 
@@ -243,7 +283,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     folder = arguments.out or probe_folder(load_config(arguments.probe, arguments.overrides))
     judge = open_judge(arguments.judge_url, arguments.judge_model, arguments.judge_key_env)
 
-    def run() -> None:
+    def run(_: Interrupts) -> None:
         run_probe(
             arguments.probe,
             arguments.checkpoint,
@@ -255,7 +295,8 @@ def _probe(arguments: argparse.Namespace) -> int:
             judge=judge,
         )
 
-    return _guard(run, folder=folder)
+    _begin(f"{folder}: loading model and data")
+    return _guard(run, folder=folder, resume_line=shlex.join(["axpo", *arguments.words]))
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -275,8 +316,10 @@ def _table(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from axpo.reports.html import write_report
 
-    write_report(arguments.runs, arguments.out, rollouts=arguments.rollouts)
-    print(f"report: {arguments.out}")
+    runs: list[Path] = arguments.runs
+    out = arguments.out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
+    write_report(runs, out, rollouts=arguments.rollouts)
+    print(f"report: {out}")
     return 0
 
 
@@ -289,10 +332,13 @@ def _watch(arguments: argparse.Namespace) -> int:
 def _index(arguments: argparse.Namespace) -> int:
     from axpo.cli.console import counting
     from axpo.tools.search import index_command
+    from axpo.tools.search.build import left_out
 
     with counting("documents") as progress:
         info = index_command(arguments.source, arguments.out, language=arguments.language, progress=progress)
     print(f"{info.num_documents} {'pictures' if info.has_images else 'documents'} indexed in {arguments.out}")
+    for suffix, number in left_out(arguments.source).items():
+        print(f"left out: {number} {suffix} {'file' if number == 1 else 'files'}")
     return 0
 
 
@@ -304,7 +350,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    def run() -> None:
+    def run(_: Interrupts) -> None:
         from axpo.cli.demo import run_demo
 
         run_demo(minutes=arguments.minutes, out=arguments.out, seed=arguments.seed)
@@ -312,13 +358,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     return _guard(run, folder=arguments.out)
 
 
-def _guard(run: Callable[[], None], *, folder: Path, resume_line: str | None = None) -> int:
-    """Run; whatever ends it early, say where the run lies and how to go on."""
+def _guard(run: Callable[[Interrupts], None], *, folder: Path, resume_line: str | None = None) -> int:
+    """Run; whatever ends it early, say where the run is and how to continue."""
+    interrupts = Interrupts()
     try:
-        run()
+        with interrupts.listen():
+            run(interrupts)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; continue with: {resume_line}" if resume_line else "\ninterrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        how = f"; continue with: {resume_line}" if resume_line else ""
+        print(f"interrupted; {_kept(folder)}{how}", file=sys.stderr)
+        return interrupts.exit_code
     except UserError:
         raise
     except Exception as error:
@@ -326,9 +375,22 @@ def _guard(run: Callable[[], None], *, folder: Path, resume_line: str | None = N
             traceback.print_exc()
         print(f"error: {error}\nrun folder: {folder}", file=sys.stderr)
         if resume_line:
-            print(f"go on with: {resume_line}", file=sys.stderr)
+            print(f"continue with: {resume_line}", file=sys.stderr)
         return EXIT_ALARM if isinstance(error, AlarmError) else EXIT_FAULT
     return 0
+
+
+def _begin(text: str) -> None:
+    """Say at once what is being done: importing torch and reading a checkpoint takes many seconds."""
+    print(f"{text} ...", flush=True)
+
+
+def _kept(folder: Path) -> str:
+    """What an interrupted run has on the disk."""
+    last = folder / "checkpoints" / "last"
+    if last.is_file():
+        return f"checkpoint: {last.with_name(last.read_text(encoding='utf-8').strip())}"
+    return f"run folder: {folder}" if folder.is_dir() else "nothing was written"
 
 
 if __name__ == "__main__":

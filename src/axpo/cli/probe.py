@@ -22,6 +22,7 @@ from axpo.files import write_atomically
 if TYPE_CHECKING:
     from axpo.cli.build import Parts
     from axpo.cli.console import RunConsole
+    from axpo.cli.probe_log import ProbeLog
     from axpo.diagnostics.recorder import RunRecorder
     from axpo.evaluation.probe_numbers import FreshOutcome, PrefixOutcome, ProbeNumbers
     from axpo.evaluation.probe_text import ProbeCounts
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from axpo.rollout.collect import SampledGroups, StepRollouts
     from axpo.rollout.loop import RolloutSetup
     from axpo.trainer.config import Config
-    from axpo.types import Problem
+    from axpo.types import Problem, Rollout
 
 NUM_QUESTIONS = 64
 NUM_CONTINUATIONS = 16
@@ -85,6 +86,8 @@ def run_probe(
 ) -> int:
     """Sample, record, print; returns 0. Questions, sampling and limits are those of training step 1.
 
+    A probe that was stopped continues with the rollouts it has when the same command is given again.
+
     Args:
         config_path: the TOML file.
         checkpoint: what to probe; None: `model.path`.
@@ -110,9 +113,11 @@ def run_probe(
         open_folder,
     )
     from axpo.cli.console import RunConsole
-    from axpo.cli.folders import has_files, hold_folder
+    from axpo.cli.folders import hold_folder
     from axpo.cli.overrides import load_config
+    from axpo.cli.probe_log import ProbeLog, check_probe_folder
     from axpo.cli.tools import check_tools
+    from axpo.evaluation.probes import STEP
     from axpo.images import ContentImageStore
     from axpo.trainer.checkpoint import find_model
     from axpo.trainer.sources import select_items
@@ -126,11 +131,10 @@ def run_probe(
             raise ConfigError(f"--{name} {value}: expected a whole number from {least} on.")
     config = load_config(config_path, overrides)
     folder = out or probe_folder(config)
-    if has_files(folder):
-        raise ConfigError(f"{folder} is not empty. Choose another folder with --out.")
     if checkpoint is not None:
         model = config.model.model_copy(update={"path": str(find_model(checkpoint))})
         config = config.model_copy(update={"model": model})
+    check_probe_folder(folder, config)
     parts = build_parts(config, store=ContentImageStore(folder / "images"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(parts.executor))
@@ -140,11 +144,15 @@ def run_probe(
         engine = stack.enter_context(contextlib.closing(build_engine(parts)))
         setup = build_rollout_setup(parts, engine)
         stack.enter_context(hold_folder(folder))
+        log = ProbeLog(folder, store=parts.store)
+        setup = replace(setup, known=log.known)
         recorder = open_folder(parts, folder)
+        recorder.truncate_after(STEP - 1)
         console = stack.enter_context(RunConsole(columns=(), num_steps=0))
-        probe = _Probe(parts=parts, setup=setup, problems=problems, console=console, recorder=recorder)
+        probe = _Probe(parts=parts, setup=setup, problems=problems, console=console, recorder=recorder, log=log)
         result = probe.run(num_continuations=num_continuations, max_prefixes=max_prefixes)
         _write(folder, config, result)
+        log.remove()
         if judge is not None and result.prefixes:
             result = _judged(result, problems, judge)
             _write(folder, config, result)
@@ -177,6 +185,12 @@ class _Probe:
     problems: Sequence[Problem]
     console: RunConsole
     recorder: RunRecorder
+    log: ProbeLog
+
+    def on_rollout(self, rollout: Rollout) -> None:
+        """Keep a rollout and move the bar."""
+        self.log.add(rollout)
+        self.console.on_rollout(rollout)
 
     def run(self, *, num_continuations: int, max_prefixes: int) -> ProbeResult:
         from axpo.evaluation.probe_numbers import measure
@@ -195,7 +209,7 @@ class _Probe:
                 setup=self.setup,
                 num_rollouts=num_continuations,
                 seed=seed,
-                on_rollout=self.console.on_rollout,
+                on_rollout=self.on_rollout,
             )
             self._record_fresh(sampled, probed, num_continuations)
             fresh = fresh_outcomes(sampled.groups, num_rollouts=num_continuations)
@@ -229,7 +243,7 @@ class _Probe:
             branch_at=algorithm.branch_at,
             calls=algorithm.confidence_calls,
             tags=algorithm.confidence_tags,
-            on_rollout=self.console.on_rollout,
+            on_rollout=self.on_rollout,
             on_total=self.console.on_total,
         )
         self._record_step(step)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import inspect
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from axpo.cli.names import import_object
 from axpo.errors import ConfigError
+from axpo.files import temporary_folder
 from axpo.protocols import ClosableTool, Tool
 from axpo.rollout.arguments import check_schema
 from axpo.rollout.bounds import Bounds, Shorten
@@ -135,9 +134,8 @@ def _mini_index() -> Path:
     """An index of the mini task's corpus, made once and removed when the program ends."""
     from axpo.tools.search import build_index
 
-    folder = tempfile.TemporaryDirectory(prefix="axpo-mini-")
-    atexit.register(folder.cleanup)
-    source, index = Path(folder.name) / "corpus.jsonl", Path(folder.name) / "index"
+    folder = temporary_folder("axpo-mini-")
+    source, index = folder / "corpus.jsonl", folder / "index"
     source.write_text("".join(json.dumps(row) + "\n" for row in mini.corpus()), encoding="utf-8")
     build_index(source, index)
     return index

@@ -6,6 +6,7 @@ ever reaches the file system.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import json
 import logging
@@ -58,7 +59,10 @@ def run_watch(
     Raises `ConfigError` when the host is not this machine or the port is taken, `DataError` when a run is a file.
     """
     for run in runs:
-        why_not(run)
+        if reason := why_not(run):
+            near = difflib.get_close_matches(run.name, _runs_beside(run), n=1)
+            hint = f" Did you mean {run.with_name(near[0])}?" if near else ""
+            print(f"{run}: {reason}. Waiting for it.{hint}", flush=True)
     server = WatchServer(LiveReport(run_dirs=tuple(runs)), host=host, port=port)
     try:
         server.start()
@@ -71,6 +75,15 @@ def run_watch(
     finally:
         server.close()
     return 0
+
+
+def _runs_beside(run: Path) -> list[str]:
+    try:
+        return [
+            path.name for path in run.parent.iterdir() if (path / "config.toml").is_file() and path.name != run.name
+        ]
+    except OSError:
+        return []
 
 
 class WatchServer:

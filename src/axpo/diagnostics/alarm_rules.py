@@ -210,7 +210,7 @@ def _find_tool_never_called(past: Past, is_standing: bool) -> Finding | None:
         level="error",
         text=f"None of {past.tool_use.whole:.0f} rollouts in {past.num_steps} steps called a tool.",
         advice="Nothing can be resampled without a tool call: check that the prompt lists the tools and that the "
-        "starting checkpoint calls them (fine-tune it on demonstrations first).",
+        "starting checkpoint calls them; if it does not, fine-tune it first.",
     )
 
 
@@ -287,8 +287,8 @@ def _find_tool_failures(past: Past, is_standing: bool) -> Finding | None:
     return Finding(
         level="error",
         text=f"{', '.join(named)} of the last steps failed, most failures: {worst.rpartition('/')[2]}.",
-        advice="Read a few failing calls in the rollouts file. Malformed calls: the demonstrations do not match the "
-        "template. Bad arguments: the tool's schema is unclear.",
+        advice="Read a few failing calls in the rollouts file. Malformed calls: the starting checkpoint does not write "
+        "calls as its chat template does; fine-tune it first. Bad arguments: the tool's schema is unclear.",
     )
 
 
@@ -302,8 +302,8 @@ def _find_tool_unused(past: Past, is_standing: bool) -> Finding | None:
         level="warning",
         text=f"No call of {', '.join(unused)} in {num_rollouts:.0f} rollouts of {WINDOW_STEPS} steps, while other "
         "tools are called.",
-        advice="A tool that is never called never improves. Is there a question that needs it? Do the demonstrations "
-        "show it? Otherwise take it out of `data.tools`: it costs tokens in every prompt.",
+        advice="A tool that is never called never improves. Is there a question that needs it, and does the starting "
+        "checkpoint know it? Otherwise take it out of `data.tools`: it costs tokens in every prompt.",
     )
 
 

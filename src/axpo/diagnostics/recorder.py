@@ -26,7 +26,7 @@ from typing import Any, Literal, cast
 
 from axpo.codec import from_json, to_json
 from axpo.errors import DataError, RecordError
-from axpo.files import write_atomically
+from axpo.files import append_line, write_atomically, writing
 from axpo.images import ContentImageStore
 from axpo.types import (
     ContinuationGroup,
@@ -99,16 +99,21 @@ class RunRecorder:
         self._folder = folder
         self._store = store
         self._metrics_path = folder / "metrics.jsonl"
-        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            (folder / "rollouts").mkdir(parents=True, exist_ok=True)
         _record_start(folder / "run.json", device=device)
 
-    def truncate_after(self, step: int) -> None:
-        """Drop every record of a later step and what an interrupted write left. Call before resuming at `step`."""
-        kept = [record for record in read_metrics(self._folder) if record["step"] <= step]
+    def truncate_after(self, step: int, *, is_eval_pending: bool = False) -> None:
+        """Drop every record of a later step and what an interrupted write left. Call before resuming at `step`.
+
+        `is_eval_pending`: drop the evaluation behind `step` too; it will be made again.
+        """
+        last = {"train": step, "eval": step - is_eval_pending}
+        kept = [record for record in read_metrics(self._folder) if record["step"] <= last[record["kind"]]]
         write_atomically(self._metrics_path, (json.dumps(record) for record in kept))
         for path in (self._folder / "rollouts").iterdir():
             match = _ROLLOUT_FILE.fullmatch(path.name)
-            if match is None or int(match[2]) > step:
+            if match is None or int(match[2]) > last[match[1]]:
                 path.unlink()
 
     def record_step(self, step: int, metrics: Metrics, lines: Iterable[Mapping[str, JsonValue]]) -> None:
@@ -126,7 +131,7 @@ class RunRecorder:
         if lines:
             path = self._folder / "rollouts" / f"{kind}-{step:06d}.jsonl"
             write_atomically(path, (json.dumps(line, ensure_ascii=False) for line in lines))
-        _append_line(self._metrics_path, json.dumps(_metrics_record(kind, step, metrics), allow_nan=False))
+        append_line(self._metrics_path, json.dumps(_metrics_record(kind, step, metrics), allow_nan=False))
 
 
 def rollout_lines(
@@ -227,7 +232,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """
     path = run_dir / "metrics.jsonl"
     records: list[dict[str, Any]] = []
-    for number, value in _read_lines(path) if path.exists() else ():
+    for number, value in read_lines(path) if path.exists() else ():
         if value.get("kind") not in ("train", "eval") or not isinstance(value.get("step"), int):
             raise DataError(f'{path}:{number}: expected "kind" train or eval and an integer "step", got {_clip(value)}')
         records.append(value)
@@ -251,7 +256,7 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
 def read_rollouts(path: Path) -> tuple[RolloutRecord, ...]:
     """All records of one rollouts file. Raises `DataError` on a line that is no such record."""
     records: list[RolloutRecord] = []
-    for number, value in _read_lines(path):
+    for number, value in read_lines(path):
         try:
             records.append(from_json(RolloutRecord, value))
         except (RecordError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -265,7 +270,8 @@ def rollout_files(run_dir: Path, kind: Literal["train", "eval"]) -> dict[int, Pa
     return dict(sorted((int(match[2]), path) for match, path in found if match is not None and match[1] == kind))
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of every line of a JSONL file but an unfinished last one. Raises `DataError`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -309,17 +315,6 @@ def _question_text(problem: Problem) -> str:
 def _clip(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _append_line(path: Path, line: str) -> None:
-    """One write call, after an unfinished last line of a run that died was cut off."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
-    with path.open("ab") as file:
-        file.write(f"{line}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _record_start(path: Path, *, device: str) -> None:

@@ -7,7 +7,6 @@ finds this module through the entry point `inspect_ai` of the package.
 from __future__ import annotations
 
 import atexit
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from axpo.cli.tools import build_tools, check_tools
 from axpo.codec import from_json, to_json
 from axpo.dialogue import Transcript, Verdict
 from axpo.errors import ConfigError
+from axpo.files import temporary_folder
 from axpo.images import ContentImageStore
 from axpo.integrations.inspect_model import InspectChatModel, MessageBridge
 from axpo.rollout.chat import ChatSetup, run_chat
@@ -91,9 +91,7 @@ def _make_task(benchmark: Benchmark) -> Callable[..., Task]:
 def _load(
     benchmark: Benchmark, *, data: str, preset: Preset, limit: int | None, tools: str, options: Mapping[str, Any]
 ) -> _Parts:
-    folder = tempfile.TemporaryDirectory(prefix="axpo-inspect-")
-    atexit.register(folder.cleanup)
-    pictures = Path(folder.name)
+    pictures = temporary_folder("axpo-inspect-")
     store = ContentImageStore(pictures)
     source = str(folder_of(Path(data), benchmark.name)) if data and Path(data).is_dir() else data or benchmark.hub_id
     found = resolve(source, benchmark.name).folder if source else pictures

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
+import socket
+import urllib.parse
+import urllib.request
 import warnings
 from collections.abc import Generator
 from pathlib import Path
@@ -29,6 +33,7 @@ _BOOKKEEPING = {
     "use_cache",
 }
 """Settings of a config.json that change no probability."""
+HUB_CONNECT_S = 5.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -166,7 +171,7 @@ def _find_hub_file(hub_id: str, name: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(hub_id, name))
+        return Path(hf_hub_download(hub_id, name, local_files_only=not _is_hub_reachable()))
     except LocalEntryNotFoundError as error:
         # Offline, a file that the checkpoint lacks and a checkpoint that is not cached look alike but for its config.
         if name != "config.json" and _find_hub_file(hub_id, "config.json") is not None:
@@ -181,6 +186,24 @@ def _find_hub_file(hub_id: str, name: str) -> Path | None:
         raise CheckpointError(
             f"{hub_id}: no such folder, and the hub refused it ({_first_sentence(error)})."
         ) from error
+
+
+@functools.cache
+def _is_hub_reachable() -> bool:
+    """True when the hub takes a connection. Without this look, each file is retried for half a minute offline."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    hub = urllib.parse.urlsplit(constants.ENDPOINT)
+    if hub.hostname is None or hub.scheme in urllib.request.getproxies():
+        return True  # a proxy answers for it
+    try:
+        port = hub.port or (80 if hub.scheme == "http" else 443)
+        with socket.create_connection((hub.hostname, port), timeout=HUB_CONNECT_S):
+            return True
+    except OSError:
+        return False
 
 
 def _check_config(path: str | Path) -> None:

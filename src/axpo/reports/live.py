@@ -12,10 +12,13 @@ import os
 import secrets
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from axpo.diagnostics.recorder import read_metrics
 from axpo.errors import AxpoError, DataError
 from axpo.reports.html import build_page
 from axpo.reports.shell import read_static, render_page
@@ -58,6 +61,7 @@ class LiveReport:
     _snapshot: Snapshot | None = None
     _awaited: str = ""
     _message: str = ""
+    _finished: str = ""
     _seen: tuple[Fingerprint, ...] | None = None
     _not_before: float = 0.0
     _asked_at: float = 0.0
@@ -75,8 +79,11 @@ class LiveReport:
         return self._snapshot
 
     def status(self) -> dict[str, str]:
-        """What a page asks for: the newest `version`, `awaited` runs, a `message` where something is amiss."""
-        return {"version": self.snapshot().version, "awaited": self._awaited, "message": self._message}
+        """What a page asks for: the newest `version`, `awaited` runs, a `message` where something is amiss, and whether
+        all runs are `finished`: "yes" or empty.
+        """
+        version = self.snapshot().version
+        return {"version": version, "awaited": self._awaited, "message": self._message, "finished": self._finished}
 
     def check(self) -> bool:
         """Render when files changed, somebody looks and the rest is over; says whether it did."""
@@ -127,6 +134,7 @@ class LiveReport:
             self._message = f"The report could not be written: {type(error).__name__}: {str(error)[:300]}"
         else:
             self._message = ""
+            self._finished = "yes" if all(map(is_finished, self.run_dirs)) else ""
             self._awaited = "; ".join(f"{run_dir}: {why}" for run_dir, why in reasons.items() if why)
             self._publish(page)
 
@@ -174,6 +182,21 @@ def why_not(run_dir: Path) -> str:
     if (run_dir / "config.toml").exists():
         return "has started, its first step is not written yet"
     return "no run directory yet: it has neither metrics.jsonl nor config.toml"
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has recorded its last step and, where it has questions for it, the evaluation behind that step."""
+    if why_not(run_dir):
+        return False
+    try:
+        config = tomllib.loads((run_dir / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    steps = {record["kind"]: record["step"] for record in read_metrics(run_dir)}
+    last: Any = config.get("train", {}).get("steps")
+    if "train" not in steps:  # an evaluation by itself is recorded as a whole
+        return "eval" in steps
+    return steps["train"] == last and (not config.get("data", {}).get("eval") or steps.get("eval") == last)
 
 
 def fingerprint(run_dir: Path) -> Fingerprint:

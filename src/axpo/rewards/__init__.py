@@ -50,6 +50,7 @@ def checked(function: Callable[..., Any], name: str) -> RewardFn:
             )
         return float(value)
 
+    reward.__name__ = name
     return reward
 
 

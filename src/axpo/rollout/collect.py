@@ -101,7 +101,7 @@ async def sample_groups(
             lambda attempt: run_rollout(
                 problem, setup=setup, rollout_id=rollout_id, seed=derive_seed(seed, rollout_id, attempt)
             ),
-            setup.max_fault_retries,
+            setup,
             faults,
             on_rollout,
             gate,
@@ -143,7 +143,7 @@ async def _sample_continuations(
                 seed=derive_seed(seed, rollout_id, attempt),
                 prefix=prefix,
             ),
-            setup.max_fault_retries,
+            setup,
             [],
             on_rollout,
             gate,
@@ -162,7 +162,7 @@ async def _sample_continuations(
 async def _retry(
     rollout_id: str,
     attempt_rollout: Callable[[int], Awaitable[Rollout]],
-    max_retries: int,
+    setup: RolloutSetup,
     faults: list[RolloutFault],
     on_rollout: OnRollout | None,
     gate: asyncio.Semaphore,
@@ -171,10 +171,11 @@ async def _retry(
 
     An attempt starts, and its clock with it, when `gate` lets it in: time spent waiting for others costs it nothing.
     """
+    max_retries = setup.max_fault_retries
     for attempt in range(max_retries + 1):
         try:
             async with gate:
-                rollout = await attempt_rollout(attempt)
+                rollout = setup.known.get(rollout_id) or await attempt_rollout(attempt)
         except RolloutFault as fault:
             faults.append(fault)
             outcome = "tried again" if attempt < max_retries else "dropped"

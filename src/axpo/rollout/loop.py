@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from axpo.errors import DataError, EngineFault, RolloutFault, ToolFault
+from axpo.errors import DataError, EngineFault, RewardError, ToolFault
 from axpo.protocols import (
     ImageStore,
     InferenceEngine,
@@ -63,6 +63,8 @@ class RolloutLimits:
     """What the model takes in all, prompt included; None: as much as the other limits allow."""
     time_limit_s: float = 600.0
     """Wall clock of the dialogue, without the time its calls waited for others or for a fault of ours to pass."""
+    reward_timeout_s: float | None = None
+    """Wall clock of the reward on one final text; None for rewards that are known to return."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class RolloutSetup:
     max_fault_retries: int = 2
     max_running: int = 256
     """Dialogues under way at once; the clock of the others has not started."""
+    known: Mapping[str, Rollout] = field(default_factory=lambda: dict[str, Rollout]())
+    """Rollouts by id that an earlier start of the same command sampled: they are not sampled again."""
 
     def specs_for(self, problem: Problem) -> tuple[ToolSpec, ...]:
         """The tools offered on this problem."""
@@ -335,9 +339,13 @@ async def _generate(dialogue: _Dialogue, setup: RolloutSetup, *, room: int, seed
 async def _score(final_text: str, problem: Problem, setup: RolloutSetup) -> float:
     if not final_text:
         return 0.0
-    reward = setup.reward_for(problem)
+    reward, limit_s = setup.reward_for(problem), setup.limits.reward_timeout_s
     try:
-        async with asyncio.timeout(setup.limits.time_limit_s):
+        async with asyncio.timeout(limit_s):
             return float(await run_in_daemon_thread(reward, final_text, problem))
     except TimeoutError as error:
-        raise RolloutFault(f"the reward of problem {problem.id} took over {setup.limits.time_limit_s:g} s") from error
+        raise RewardError(
+            f"reward {getattr(reward, '__name__', type(reward).__name__)}: did not return within {limit_s:g} s on "
+            f"problem {problem.id}. Its thread cannot be stopped, so the run ends here. Give what it waits for a time "
+            "limit, or raise data.reward_timeout_s."
+        ) from error

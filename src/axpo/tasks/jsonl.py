@@ -19,6 +19,9 @@ from axpo.types import Problem
 _Item = TypeVar("_Item", Problem, Conversation)
 _PARQUET_BATCH_ROWS = 32
 
+Progress = Callable[[int], None]
+"""Called with the number of rows read so far."""
+
 
 def load_problems(
     path: str | Path,
@@ -26,8 +29,9 @@ def load_problems(
     store: ContentImageStore,
     system_prompt: str | None = None,
     max_rows: int | None = None,
+    progress: Progress = lambda num_rows: None,
 ) -> tuple[Problem, ...]:
-    """Questions of a file. `system_prompt` is put before those that bring no system message.
+    """Questions of a file, their images decoded once. `system_prompt` is put before those that bring no system message.
 
     Raises `DataError` naming file, row and field at the first row that breaks the schema.
     """
@@ -35,22 +39,31 @@ def load_problems(
     def build(row: Row, place: Place, images: ImageSource) -> Problem:
         return build_problem(row, place=place, images=images, system_prompt=system_prompt)
 
-    return _load(Path(path), build, store=store, max_rows=max_rows)
+    return _load(Path(path), build, store=store, max_rows=max_rows, progress=progress)
 
 
 def load_conversations(
-    path: str | Path, *, store: ContentImageStore, max_rows: int | None = None
+    path: str | Path,
+    *,
+    store: ContentImageStore,
+    max_rows: int | None = None,
+    progress: Progress = lambda num_rows: None,
 ) -> tuple[Conversation, ...]:
     """Demonstrations of a file. Raises `DataError` naming file, row and field at the first broken row."""
 
     def build(row: Row, place: Place, images: ImageSource) -> Conversation:
         return build_conversation(row, place=place, images=images)
 
-    return _load(Path(path), build, store=store, max_rows=max_rows)
+    return _load(Path(path), build, store=store, max_rows=max_rows, progress=progress)
 
 
 def _load(
-    path: Path, build: Callable[[Row, Place, ImageSource], _Item], *, store: ContentImageStore, max_rows: int | None
+    path: Path,
+    build: Callable[[Row, Place, ImageSource], _Item],
+    *,
+    store: ContentImageStore,
+    max_rows: int | None,
+    progress: Progress,
 ) -> tuple[_Item, ...]:
     images = ImageSource(folder=path.parent, store=store)
     items: dict[str, _Item] = {}
@@ -60,6 +73,7 @@ def _load(
         if item.id in items:
             raise place.at("id").error(f"used before, in {places[item.id].row}", got=item.id, fix="Ids must be unique.")
         items[item.id], places[item.id] = item, place
+        progress(len(items))
     if not items:
         raise DataError(f"{path}: no rows. Expected one JSON object a line, or a Parquet table with rows.")
     return tuple(items.values())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from axpo.errors import CheckpointError
+from axpo.files import write_atomically, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,26 +54,54 @@ class TrainerState:
     best_step: int | None = None
     best_score: float | None = None
     """Highest evaluation score so far and the step that reached it."""
+    is_eval_pending: bool = False
+    """An evaluation is due behind `step` that was not finished: a resumed run begins with it."""
 
 
 def save_checkpoint(folder: Path, *, policy: Checkpointable, optimizer: Optimizer, state: TrainerState) -> Path:
-    """Write the checkpoint of `state.step`, then point `last` (and `best`) at it, then prune older ones."""
+    """Write the checkpoint of `state.step`, then point `last` (and `best`) at it, then prune older ones.
+
+    Where that checkpoint exists, its weights are the same, and only its state is written. Raises `StorageError`; the
+    checkpoints before are left as they were.
+    """
     target = folder / f"step-{state.step:06d}"
     partial = target.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    policy.save_pretrained(partial / "model")
-    _save_tensors(partial / "trainer.safetensors", _training_tensors(policy, optimizer))
-    description = {"format": FORMAT_VERSION, **dataclasses.asdict(state)}
-    (partial / "state.json").write_text(json.dumps(description) + "\n", encoding="utf-8")
-    for path in sorted(partial.rglob("*"), reverse=True):
-        _fsync(path)
-    _fsync(partial)
-    partial.rename(target)
-    _fsync(folder)
-    _point_at(target, state)
-    _prune(folder)
+    with writing(target):
+        if target.exists():
+            _write_state(target, state)
+        else:
+            try:
+                _write_checkpoint(partial, policy=policy, optimizer=optimizer, state=state)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # what was written of it may be what filled the disk
+                raise
+            partial.rename(target)
+        _fsync(folder)
+        _point_at(target, state)
+        _prune(folder)
     return target
+
+
+def _write_checkpoint(folder: Path, *, policy: Checkpointable, optimizer: Optimizer, state: TrainerState) -> None:
+    """Write everything of a checkpoint and wait until it is on the disk."""
+    from safetensors import SafetensorError
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        policy.save_pretrained(folder / "model")
+        _save_tensors(folder / "trainer.safetensors", _training_tensors(policy, optimizer))
+    except SafetensorError as error:  # how its Rust code reports a full disk, among other things
+        raise OSError(str(error)) from error
+    _write_state(folder, state)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _write_state(folder: Path, state: TrainerState) -> None:
+    description = {"format": FORMAT_VERSION, **dataclasses.asdict(state)}
+    write_atomically(folder / "state.json", [json.dumps(description)])
 
 
 def recover_checkpoint(folder: Path) -> Path | None:

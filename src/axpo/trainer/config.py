@@ -133,6 +133,8 @@ class DataConfig(Table):
     """How a tool is run, by the name the model knows: `tool_limits = { python = { max_concurrent = 16 } }`."""
     reward: OptionalText = None
     """`module:attribute` of your own reward; default: the reward of each row's `answer_kind`."""
+    reward_timeout_s: float = Field(default=300.0, gt=0)
+    """Wall clock of your own reward on one final text. One that takes longer ends the run; `--resume` continues it."""
     system_prompt: OptionalText = None
     """Put before questions that bring no system message."""
     max_train_rows: int | None = Field(default=None, ge=1)
@@ -311,7 +313,66 @@ def _options_of(table: Any) -> tuple[str, ...]:
     return tuple(table.model_fields)
 
 
+_NAMES_ELSEWHERE = {
+    "num_generations": "rollout.group_size",
+    "n": "rollout.group_size",
+    "rollout_n": "rollout.group_size",
+    "max_completion_length": "rollout.max_response_tokens",
+    "max_response_length": "rollout.max_response_tokens",
+    "max_new_tokens": "rollout.max_response_tokens",
+    "max_tool_calling_iterations": "rollout.max_tool_turns",
+    "max_assistant_turns": "rollout.max_tool_turns",
+    "train_batch_size": "rollout.questions_per_step",
+    "generation_batch_size": "rollout.questions_per_step",
+    "per_device_train_batch_size": "train.tokens_per_micro_batch",
+    "ppo_micro_batch_size_per_gpu": "train.tokens_per_micro_batch",
+    "gradient_accumulation_steps": "train.tokens_per_micro_batch",
+    "ppo_max_token_len_per_gpu": "train.tokens_per_micro_batch",
+    "ppo_mini_batch_size": "train.mini_batches",
+    "num_iterations": "train.epochs",
+    "ppo_epochs": "train.epochs",
+    "num_train_epochs": "train.steps",
+    "total_epochs": "train.steps",
+    "max_steps": "train.steps",
+    "lr": "train.learning_rate",
+    "lr_scheduler_type": "train.schedule",
+    "grad_clip": "train.max_grad_norm",
+    "save_steps": "train.save_every",
+    "save_freq": "train.save_every",
+    "eval_steps": "train.eval_every",
+    "test_freq": "train.eval_every",
+    "report_to": "run.trackers",
+    "logger": "run.trackers",
+    "beta": "algorithm.kl_coef",
+    "kl_loss_coef": "algorithm.kl_coef",
+    "epsilon": "algorithm.clip_low",
+    "epsilon_high": "algorithm.clip_high",
+    "clip_ratio": "algorithm.clip_low",
+    "clip_ratio_low": "algorithm.clip_low",
+    "clip_ratio_high": "algorithm.clip_high",
+    "loss_type": "algorithm.aggregation",
+    "loss_agg_mode": "algorithm.aggregation",
+    "scale_rewards": "algorithm.advantage_std",
+    "norm_adv_by_std_in_grpo": "algorithm.advantage_std",
+    "reward_funcs": "data.reward",
+    "train_files": "data.train",
+    "val_files": "data.eval",
+}
+"""What TRL and verl call an option -> what it is called here, or what serves its purpose here."""
+
+
+def find_option(name: str) -> str | None:
+    """The option that another trainer calls `name`, which stands without its table; None when there is none.
+
+    >>> find_option("num_generations")
+    'rollout.group_size'
+    """
+    return _NAMES_ELSEWHERE.get(name)
+
+
 def _suggestion(name: str, kind: type[Config]) -> str:
+    if (elsewhere := find_option(name.rpartition(".")[2])) is not None and elsewhere in option_names(kind):
+        return f"; here that is {elsewhere}"
     known = option_names(kind) if "." in name else tuple(kind.model_fields)
     if name.startswith("data.tool_limits."):
         known = tuple(f"{name.rpartition('.')[0]}.{option}" for option in ToolLimitsConfig.model_fields)

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from axpo.diagnostics.health import Alarm, HealthMonitor
 from axpo.diagnostics.recorder import RunRecorder
-from axpo.errors import AlarmError, WeightSyncError
+from axpo.errors import AlarmError, StorageError, WeightSyncError
 from axpo.trainer.checkpoint import TrainerState, save_checkpoint
 from axpo.trainer.config import Config
+from axpo.trainer.interrupts import Interrupts
 from axpo.trainer.policy import Policy
 from axpo.trainer.sources import Lines, RowSource
 from axpo.trainer.step import Metrics, train_step
@@ -93,6 +94,8 @@ class Run:
     observer: Observer
     checkpoints: Path
     state: TrainerState = field(default_factory=TrainerState)
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    """Signals that end the run; the command line listens to them, a library user decides."""
     health: HealthMonitor = field(default_factory=HealthMonitor)
     """What raises alarms; it has been given the metrics of the steps before."""
 
@@ -100,49 +103,75 @@ class Run:
 def train(run: Run) -> TrainerState:
     """Train from `run.state` to the last step. Every step is a function of the weights, the seed and its number.
 
+    Whatever ends it early leaves a checkpoint of the last finished step, unless the weights are already beyond it. A
+    signal that `run.interrupts` hears does not cut an update, a record or a checkpoint short.
+
     Raises `AlarmError`, after a checkpoint, when an alarm of `train.stop_on` stands; `WeightSyncError`, after the step
-    was recorded, when the engine does not run the weights it was given.
+    was recorded, when the engine does not run the weights it was given; `StorageError` when a file cannot be written.
     """
     config, state = run.config, run.state
-    if run.sync is not None and run.source.needs_engine:
-        run.sync.push(state.step)
-    for step in range(state.step + 1, config.train.steps + 1):
-        run.observer.on_start(step)
-        metrics: Metrics = {}
-        fault: WeightSyncError | None = None
-        with timed(metrics, "seconds/step"):
-            data = run.source.collect(step)  # (1) sample siblings, (2) plan, (3) sample continuations
-            rows = run.source.assign_credit(data)  # (4) advantages, (5) credit per token
-            with timed(metrics, "seconds/train"):  # (6) batches, (7) losses, (8) update
-                metrics |= train_step(
-                    run.policy,
-                    run.optimizer,
-                    rows,
-                    config=config,
-                    step=step,
-                    num_questions=run.source.items_per_step,
-                )
-            if run.sync is not None and (run.source.needs_engine or _is_eval_due(run, step)):
-                with timed(metrics, "seconds/sync"):
-                    fault = _push(run.sync, step, metrics)
-        collected, lines = run.source.describe(data, rows)
-        metrics |= {**collected, "memory/peak_bytes": peak_memory_bytes()}
-        alarms = run.health.observe({"step": step, **metrics})  # (9)
-        metrics |= run.health.metrics()
-        run.recorder.record_step(step, metrics, lines)
-        run.observer.on_step(step, metrics, alarms)
-        fatal = [alarm for alarm in alarms if alarm.name in config.train.stop_on]
-        if fault is not None and not fatal:
-            raise fault
-        state = dataclasses.replace(state, step=step)
-        if fault is None and _is_eval_due(run, step):
+    saved, has_weights_of_state = state, True
+    try:
+        if run.sync is not None and (run.source.needs_engine or state.is_eval_pending):
+            run.sync.push(state.step)
+        if state.is_eval_pending:
             state = _evaluate(run, state)
-        is_last = step == config.train.steps
-        if fatal or is_last or step % config.train.save_every == 0 or state.best_step == step:
-            path = save_checkpoint(run.checkpoints, policy=run.policy, optimizer=run.optimizer, state=state)
-            run.observer.on_checkpoint(step, path)
-        if fatal:
-            raise AlarmError(_describe(fatal)) from fault
+            saved = _save(run, state)
+        for step in range(state.step + 1, config.train.steps + 1):
+            run.observer.on_start(step)
+            metrics: Metrics = {}
+            fault: WeightSyncError | None = None
+            started_s = time.perf_counter()
+            data = run.source.collect(step)  # (1) sample siblings, (2) plan, (3) sample continuations
+            with run.interrupts.hold():
+                has_weights_of_state = False
+                rows = run.source.assign_credit(data)  # (4) advantages, (5) credit per token
+                with timed(metrics, "seconds/train"):  # (6) batches, (7) losses, (8) update
+                    metrics |= train_step(
+                        run.policy,
+                        run.optimizer,
+                        rows,
+                        config=config,
+                        step=step,
+                        num_questions=run.source.items_per_step,
+                    )
+                if run.sync is not None and (run.source.needs_engine or _is_eval_due(run, step)):
+                    with timed(metrics, "seconds/sync"):
+                        fault = _push(run.sync, step, metrics)
+                metrics["seconds/step"] = time.perf_counter() - started_s
+                collected, lines = run.source.describe(data, rows)
+                metrics |= {**collected, "memory/peak_bytes": peak_memory_bytes()}
+                alarms = run.health.observe({"step": step, **metrics})  # (9)
+                metrics |= run.health.metrics()
+                run.recorder.record_step(step, metrics, lines)
+                run.observer.on_step(step, metrics, alarms)
+                fatal = [alarm for alarm in alarms if alarm.name in config.train.stop_on]
+                if fault is not None and not fatal:
+                    raise fault
+                is_eval_pending = fault is None and _is_eval_due(run, step)
+                state = dataclasses.replace(state, step=step, is_eval_pending=is_eval_pending)
+                has_weights_of_state = True
+            if state.is_eval_pending:
+                state = _evaluate(run, state)
+            is_last = step == config.train.steps
+            if fatal or is_last or step % config.train.save_every == 0 or state.best_step == step:
+                saved = _save(run, state)
+            if fatal:
+                raise AlarmError(_describe(fatal)) from fault
+    except StorageError:  # nothing more can be written
+        raise
+    except (KeyboardInterrupt, Exception):
+        if has_weights_of_state and state != saved:
+            _save(run, state)
+        raise
+    return state
+
+
+def _save(run: Run, state: TrainerState) -> TrainerState:
+    """Save a checkpoint of `state`, which is returned."""
+    with run.interrupts.hold():
+        path = save_checkpoint(run.checkpoints, policy=run.policy, optimizer=run.optimizer, state=state)
+        run.observer.on_checkpoint(state.step, path)
     return state
 
 
@@ -177,11 +206,12 @@ def _evaluate(run: Run, state: TrainerState) -> TrainerState:
     with timed(metrics, "seconds/eval"):
         found, lines = run.evaluate(state.step)
     metrics |= found
-    run.recorder.record_eval(state.step, metrics, lines)
-    run.observer.on_eval(state.step, metrics)
+    state = dataclasses.replace(state, is_eval_pending=False)
     score = metrics.get(BEST_METRIC)
     if score is not None and (state.best_score is None or score > state.best_score):
-        return dataclasses.replace(state, best_step=state.step, best_score=float(score))
+        state = dataclasses.replace(state, best_step=state.step, best_score=float(score))
+    run.recorder.record_eval(state.step, metrics, lines)
+    run.observer.on_eval(state.step, metrics)
     return state
 
 

@@ -9,7 +9,7 @@ const put = (name, value) => sessionStorage.setItem(`axpo-watch-${name}`, value)
 
 let lastTouched = -Infinity;
 let hasActed = false;
-let newest = { version: live.version, awaited: "", message: "" };
+let newest = { version: live.version, awaited: "", message: "", finished: "" };
 let isLost = false;
 
 const isPaused = () => shelf("paused") === "yes";
@@ -20,7 +20,7 @@ function tellLive() {
   const steps = document.getElementById("data-curves") ? curves().series.flatMap((one) => one.steps.slice(-1)) : [];
   const at = steps.length ? ` · step ${Math.max(...steps)}` : "";
   liveButton.textContent = isLost ? "✕ not connected" : newest.message ? `! ${isPaused() ? "paused" : "live"}${at}`
-    : isPaused() ? `❚❚ paused${at}${isNewer ? " · newer" : ""}` : `● live${at}`;
+    : isPaused() ? `❚❚ paused${at}${isNewer ? " · newer" : ""}` : newest.finished ? `✓ finished${at}` : `● live${at}`;
   liveButton.title = isLost ? "No answer: axpo watch has ended, or the machine is out of reach. Asking on."
     : newest.message || `${newest.awaited ? `Awaited: ${newest.awaited}. ` : ""}${(isPaused() ? "This page stands still. Press to follow the run." : "This page follows the run. Press to hold it still.")}`;
   liveButton.setAttribute("aria-pressed", String(!isPaused()));

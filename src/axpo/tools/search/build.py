@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +27,8 @@ _TEXT_SUFFIXES = (".txt", ".md", ".html", ".htm")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _HEAP_BYTES = 512_000_000
 _PROGRESS_EVERY = 1000
+_FIELDS = {"text": ("title", "text", "url", "id"), "caption": ("image", "caption", "title", "url", "id")}
+"""Fields of a row by its body: a document's, or a picture's."""
 
 Progress = Callable[[int], None]
 """Called with the number of documents done."""
@@ -51,8 +57,8 @@ def build_index(
     if not source.exists():
         raise ConfigError(f"index: source {source} does not exist. Give a JSONL file or a folder.")
     _refuse_foreign(folder)
+    _clear_killed(folder)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "tantivy").mkdir(parents=True)
         info = _write(source, partial / "tantivy", language, progress)
@@ -68,9 +74,42 @@ def build_index(
     except UserError:
         raise
     except (OSError, ValueError) as error:  # the engine reports a full disk as a ValueError
+        if isinstance(error, UnicodeError):
+            raise DataError(f"{source}: holds text or a file name that is not UTF-8 ({error}). Correct it.") from error
         raise ConfigError(f"index: {folder} cannot be written: {error}. Free some space or choose another.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear_killed(folder: Path) -> None:
+    """Remove what builds of `folder` left that were killed. One that was about to be replaced is put back first."""
+    for path in folder.parent.glob(f"{glob.escape(folder.name)}.*"):
+        match = re.fullmatch(r"\.(\d+)\.(partial|old)", path.name.removeprefix(folder.name))
+        if match is None or _is_running(int(match[1])):
+            continue
+        if match[2] == "old" and not folder.exists():
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return pid != os.getpid()  # a number that is used again
+
+
+def left_out(source: Path) -> dict[str, int]:
+    """Files of a folder that are not indexed, by their suffix; empty for a JSONL file."""
+    if not source.is_dir():
+        return {}
+    files = _files(source)
+    read = {path.with_suffix(suffix) for path in files.read for suffix in (path.suffix, ".txt")}
+    return dict(Counter(path.suffix.lower() or path.name for path in files.all if path not in read))
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -163,6 +202,11 @@ def _read_row(
     row: dict[str, Any], number: int, origin: str, folder: Path, update_hash: Callable[[bytes], object]
 ) -> Document:
     body = "caption" if "image" in row else "text"
+    for field in row:
+        if field not in _FIELDS[body]:
+            near = difflib.get_close_matches(field, _FIELDS[body], n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(_FIELDS[body])}."
+            raise DataError(f"{origin}: unknown field {field!r}. {hint}")
     for field in (body, *(name for name in ("title", "url", "image") if name in row)):
         if not isinstance(row.get(field), str):
             raise DataError(f"{origin}: {field} must be text, got {json.dumps(row.get(field))[:40]}.")
@@ -179,12 +223,11 @@ def _read_row(
 
 
 def _read_folder(folder: Path, update_hash: Callable[[bytes], object]) -> Iterator[tuple[str, Document]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    pictures = [path for path in files if path.suffix.lower() in _IMAGE_SUFFIXES]
-    for path in pictures or [path for path in files if path.suffix.lower() in _TEXT_SUFFIXES]:
-        name = path.relative_to(folder).as_posix()
-        update_hash(name.encode("utf-8", "surrogateescape") + b"\0")
-        if pictures:
+    files = _files(folder)
+    for path in files.read:
+        name = _readable(path.relative_to(folder).as_posix(), path)
+        update_hash(name.encode() + b"\0")
+        if files.are_pictures:
             _checked_image(path, name, update_hash)
             caption = path.with_suffix(".txt")
             data = caption.read_bytes() if caption.is_file() else b""
@@ -199,6 +242,31 @@ def _read_folder(folder: Path, update_hash: Callable[[bytes], object]) -> Iterat
             title, text = html_text(data) if is_html else ("", tidy(decode(data)))
             title, image = title or path.stem, ""
         yield str(path), Document(title=title, url=_checked_url(f"local:{name}", name), text=text, image=image)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """The files of a folder: pictures where there are any, else texts."""
+
+    all: list[Path]
+    read: list[Path]
+    are_pictures: bool
+
+
+def _files(folder: Path) -> _Files:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    pictures = [path for path in files if path.suffix.lower() in _IMAGE_SUFFIXES]
+    texts = [path for path in files if path.suffix.lower() in _TEXT_SUFFIXES]
+    return _Files(all=files, read=pictures or texts, are_pictures=bool(pictures))
+
+
+def _readable(name: str, path: Path) -> str:
+    """The name of a file, which becomes its address. Raises `DataError` unless it is UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{str(path)!a}: the name of this file is not UTF-8. Rename it.") from error
+    return name
 
 
 def _checked_image(path: Path, origin: str, update_hash: Callable[[bytes], object]) -> Path:
