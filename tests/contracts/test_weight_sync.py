@@ -118,6 +118,13 @@ def test_without_a_checksum_the_canary_is_blind_to_that(build: Any) -> None:
         parts.learn(1e-7)
 
 
+def test_an_engine_with_other_log_probs_stops_the_run(build: Any) -> None:
+    parts = build(HfEngine)
+    parts.sync._engine = ScriptedEngine({(): [50, 51]}, logprob=-1.0)
+    with pytest.raises(WeightSyncError, match="after update 1 the engine's log-probs of the probe differ"):
+        parts.sync.push(1)
+
+
 def test_a_gap_that_is_not_a_number_stops_the_run(build: Any) -> None:
     parts = build(HfEngine)
     parts.sync._engine = ScriptedEngine({(): [50, 51]}, logprob=-5.0)

@@ -166,10 +166,12 @@ def test_a_last_call_that_cannot_be_resumed_is_no_candidate_though_the_first_one
 
 
 def test_a_last_call_without_a_body_is_as_sure_as_its_opening_tag():
-    group = group_of(build_rollout("a", calls=[(0.5, 0.25), ()]))
+    first_call = [TOOL_OPEN, (SegmentKind.TOOL_CALL, (0.5, 0.25)), TOOL_CLOSE, TOOL_RESULT]
+    layout = [PROMPT, THINKING, *first_call, THINKING, (SegmentKind.TOOL_OPEN, (0.2,)), TOOL_CLOSE, TOOL_RESULT, ANSWER]
+    group = group_of(build_rollout("a", layout=layout))
     [last] = thinking_prefixes(group, branch_at="last")
     [everything] = thinking_prefixes(group, branch_at="last", calls="all")
-    assert (last.num_tokens, last.confidence) == (15, pytest.approx(2 / 5))
+    assert (last.num_tokens, last.confidence) == (14, pytest.approx(1 / 5))
     assert everything.confidence == pytest.approx((1 / 2 + 1 / 4) / 2)
 
 

@@ -210,6 +210,7 @@ def test_plain_numbers_are_exact(text: str, value: Fraction | None) -> None:
         ("-5", "–5", True),  # a dash for a minus sign
         ("5", "−5", False),
         ("-1/2", "-0.5", True),
+        ("-1/3", "-0.333333", True),
         ("1/2", "-1/2", False),
         ("-5 cm", "5 cm", False),
         ("-5 cm", "-5\\text{ cm}", True),

@@ -236,6 +236,39 @@ def test_an_answer_next_to_a_call_is_not_scored(world: World) -> None:
     assert rollout.uses_tool
 
 
+def test_a_result_must_leave_a_token_for_the_next_turn(world: World) -> None:
+    whole = world.run(world.setup(world.engine(CALL, ANSWER)))
+    result = next(segment for segment in whole.segments if segment.kind is K.TOOL_RESULT)
+    num_tokens = result.stop - whole.segments[0].stop
+    full = world.run(world.setup(world.engine(CALL, ANSWER), max_response_tokens=num_tokens))
+    assert (full.stop_reason, kinds(full)[-1]) == (StopReason.TOKEN_LIMIT, K.TEXT)
+    enough = world.run(world.setup(world.engine(CALL, ANSWER), max_response_tokens=num_tokens + 1))
+    assert (enough.stop_reason, kinds(enough)[-1]) == (StopReason.TOKEN_LIMIT, K.THINKING)
+
+
+def test_the_context_of_the_model_is_a_limit_too(world: World) -> None:
+    num_prompt = len(world.run(world.setup(world.engine(ANSWER))).token_ids) - len(world.encode(ANSWER))
+    rollout = world.run(world.setup(world.engine(ANSWER), max_context_tokens=num_prompt + 3))
+    assert (rollout.stop_reason, rollout.num_sampled_tokens) == (StopReason.TOKEN_LIMIT, 3)
+
+
+def test_a_rollout_says_which_weights_sampled_it(world: World) -> None:
+    engine = world.engine(ANSWER)
+    engine.update_weights([], 4)
+    assert world.run(world.setup(engine)).policy_version == 4
+
+
+def test_what_a_tool_waits_for_others_is_not_charged(world: World) -> None:
+    class Waiting(EchoTool):
+        async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+            await asyncio.sleep(0.6)
+            context.waited_s += 0.6
+            return await EchoTool.run(self, call, context)
+
+    rollout = world.run(world.setup(world.engine(CALL, ANSWER), Waiting(), time_limit_s=0.5))
+    assert (rollout.stop_reason, rollout.reward) == (StopReason.ANSWERED, 1.0)
+
+
 def test_the_clock_ends_a_rollout_between_turns(world: World) -> None:
     class SlowTool(EchoTool):
         async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
@@ -280,7 +313,7 @@ def test_the_clock_is_read_between_the_calls_of_a_turn(world: World) -> None:
     turn = f"Look.\n</think>{calls}<|im_end|>"
     rollout = world.run(world.setup(world.engine(turn, ANSWER), SlowTool(), time_limit_s=0.2))
     assert rollout.stop_reason is StopReason.TIME_LIMIT
-    assert len(rollout.tool_results) < 10
+    assert 0 < len(rollout.tool_results) < 10
 
 
 def test_an_engine_that_never_answers_is_our_fault(world: World) -> None:
@@ -533,6 +566,10 @@ def test_a_fault_is_retried_and_then_dropped_and_counted(world: World) -> None:
     sampled = asyncio.run(sample_groups([world.problem()], setup=setup, group_size=4, seed=0, tag="t"))
     assert [rollout.id for rollout in sampled.groups[0].rollouts] == ["t/q/0", "t/q/1", "t/q/3"]
     assert sampled.num_dropped == 1
+
+
+def test_names_that_spell_the_same_have_seeds_of_their_own() -> None:
+    assert derive_seed("step-1", "23") != derive_seed("step-12", "3")
 
 
 def test_every_try_has_a_seed_of_its_own(world: World) -> None:
