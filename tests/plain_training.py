@@ -1,8 +1,8 @@
 """A training step by the equations of arXiv:2605.28774, with plain transformers and torch.
 
-The expected side of `tests/golden/test_training_step.py`. It uses no code of `axpo.algo`, `axpo.models` or
-`axpo.trainer`: it takes rollouts apart by their segments, scores each row by itself (no padding, M-RoPE positions
-counted here), writes out Eq. 2 to 6, merges LoRA adapters by hand, clips the gradient and applies AdamW.
+The expected side of `tests/golden/test_training_step.py`. Of axpo it reads only records and the configuration: it takes
+rollouts apart by their segments, scores each row by itself (no padding, M-RoPE positions counted here), writes out
+Eq. 2 to 6, merges LoRA adapters by hand, clips the gradient and applies AdamW.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BETAS, ADAM_EPS, WEIGHT_DECAY = (0.9, 0.99), 1e-4, 0.1
 """The eps is large, so that rounding in a gradient near zero does not decide the sign of an update."""
 
 
-# -- the rows ------------------------------------------------------------------------------------------
+# -- rows -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,25 +86,25 @@ def row_of(rollout: Rollout, start: int, stop: int | None, advantage: float, *, 
     )
 
 
-# -- the scores ----------------------------------------------------------------------------------------
+# -- scores -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainModel:
-    """The checkpoint in plain transformers, with the pictures of the test's rows by where they are in a rollout."""
+    """A checkpoint in plain transformers, and the images of the test's rows."""
 
     model: Any
     pixels: Mapping[tuple[int, int], tuple[Tensor, Tensor]]
-    """Patches and grid of a picture by the two numbers of placeholders that it needs: one merged grid each."""
+    """Patches and grid of each image, by its height and width in merged patches."""
 
     def logprobs(self, weights: Weights, row: Row, *, temperature: float, allowed: Sequence[int]) -> Tensor:
         """[learning tokens, allowed ids]: log-probabilities of all allowed ids at each learning position."""
         pad = self.model.config.image_token_id
-        columns, pictures = mrope_columns(row.token_ids, pad)
+        columns, images = mrope_columns(row.token_ids, pad)
         inputs: dict[str, Any] = {"input_ids": torch.tensor([row.token_ids]), "use_cache": False}
         inputs["position_ids"] = torch.tensor(columns).T[:, None]
-        if pictures:
-            patches, grids = zip(*(self.pixels[picture] for picture in pictures), strict=True)
+        if images:
+            patches, grids = zip(*(self.pixels[image] for image in images), strict=True)
             inputs |= {"pixel_values": torch.cat(patches), "image_grid_thw": torch.cat(grids)}
         logits_TV = functional_call(self.model, dict(weights), kwargs=inputs).logits[0]
         before = torch.tensor(row.learning) - 1
@@ -112,24 +112,24 @@ class PlainModel:
 
 
 def mrope_columns(token_ids: Sequence[int], pad: int) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
-    """(time, height, width) of each token, and the merged grid of each picture, read off the runs of placeholders.
+    """(time, height, width) of each token, and the merged grid of each image, read off the runs of placeholders.
 
-    The test's pictures are 2 x 3 and 3 x 3 merged patches, so a run of 6 or 9 placeholders says which one it is.
+    The test's images are 2 x 3 and 3 x 3 merged patches, so a run of 6 or 9 placeholders says which one it is.
     """
     columns: list[tuple[int, int, int]] = []
-    pictures: list[tuple[int, int]] = []
-    at = 0
-    for is_picture, run in itertools.groupby(token_ids, key=lambda token: token == pad):
+    images: list[tuple[int, int]] = []
+    position = 0
+    for is_image, run in itertools.groupby(token_ids, key=lambda token: token == pad):
         number = len(list(run))
-        if is_picture:
+        if is_image:
             height, width = number // 3, 3
-            pictures.append((height, width))
-            columns += [(at, at + y, at + x) for y in range(height) for x in range(width)]
-            at += max(height, width)
+            images.append((height, width))
+            columns += [(position, position + y, position + x) for y in range(height) for x in range(width)]
+            position += max(height, width)
         else:
-            columns += [(at + i,) * 3 for i in range(number)]
-            at += number
-    return columns, pictures
+            columns += [(position + i,) * 3 for i in range(number)]
+            position += number
+    return columns, images
 
 
 def merge_adapters(base: Weights, adapters: Weights, *, scale: float) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ def merge_adapters(base: Weights, adapters: Weights, *, scale: float) -> dict[st
     return merged
 
 
-# -- the loss and update -------------------------------------------------------------------------------
+# -- loss and update --------------------------------------------------------------------------------------------------
 
 
 def k3(policy_NV: Tensor, reference_NV: Tensor, sampled_N: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class World:
-    """A random checkpoint, its pictures, and two questions whose rollouts it might have sampled."""
+    """A random checkpoint, its images, and two questions whose rollouts it might have sampled."""
 
     def __init__(self, checkpoint: Path) -> None:
         from transformers import Qwen3VLForConditionalGeneration
@@ -101,12 +101,12 @@ class World:
         model.save_pretrained(checkpoint)
         self.store = ContentImageStore()
         processor: Any = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
-        self.pictures: dict[tuple[int, int], ImageRef] = {}
+        self.images: dict[tuple[int, int], ImageRef] = {}
         pixels: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for height, width in ((2, 3), (3, 3)):
             random.seed(height)
             image = Image.frombytes("RGB", (32 * width, 32 * height), random.randbytes(3 * 32 * 32 * height * width))
-            self.pictures[height, width] = self.store.add_image(image)
+            self.images[height, width] = self.store.add_image(image)
             patches = processor(images=[image], return_tensors="pt")
             pixels[height, width] = (patches["pixel_values"], patches["image_grid_thw"])
         self.plain = PlainModel(model=model.eval(), pixels=pixels)
@@ -114,7 +114,7 @@ class World:
         self.groups, self.branches = self.rollouts()
 
     def rollouts(self) -> tuple[list[RolloutGroup], list[ContinuationGroup]]:
-        """A question with a picture, of whose three failed calls two were resampled, and one with mixed rewards."""
+        """A question with an image, of whose three failed calls two were resampled, and one with mixed rewards."""
         asked = [(K.PROMPT, (4, (2, 3), 3)), (K.THINKING, (4,)), (K.TOOL_OPEN, (1,))]
         call = [(K.TOOL_CALL, (3,)), (K.TOOL_CLOSE, (1,)), (K.TEXT, (1,)), (K.TOOL_RESULT, (2, (3, 3), 2))]
         answer = [(K.THINKING, (2,)), (K.ANSWER, (3,))]
@@ -137,7 +137,7 @@ class World:
     def rollout(
         self, name: str, parts: Sequence[Any], *, reward: float, source: Rollout | None = None, cut: int = 0
     ) -> Rollout:
-        """Random text ids; a pair of numbers stands for the placeholders of the picture with that merged grid."""
+        """Random text ids; a pair of numbers stands for the placeholders of the image with that merged grid."""
         rng = random.Random(name)
         ids: list[int] = []
         segments: list[Segment] = []
@@ -149,7 +149,7 @@ class World:
                     ids += [rng.randrange(40, 200) for _ in range(piece)]
                 else:
                     ids += [self.pad] * (piece[0] * piece[1])
-                    images.append(self.pictures[piece])
+                    images.append(self.images[piece])
             segments.append(Segment(kind=kind, start=start, stop=len(ids)))
         if source is not None:
             ids[:cut] = source.token_ids[:cut]

@@ -2,6 +2,7 @@
 
     scripts/mutants                       all mutants, one process
     scripts/mutants --jobs 2 --only kl    those with "kl" in their name or file, two at a time
+    scripts/mutants --record FILE         write a record; mutants that FILE says are killed are not run again
 
 Each mutant of `catalog.py` is applied to a temporary copy of `src`; the working tree is never touched. Exits with 1
 when fewer than 95% are killed, when a survivor has no reason in the catalog, or when a mutant with a reason is killed.
@@ -10,6 +11,7 @@ when fewer than 95% are killed, when a survivor has no reason in the catalog, or
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -32,8 +34,9 @@ from catalog import MUTANTS, Mutant, misfit
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_KILLED_FRAC = 0.95
+KILLED = ("killed", "timeout")
 TIMEOUT_S = 240.0
-PRELOADED = ("torch", "transformers.models.qwen3_vl.modeling_qwen3_vl", "peft", "pydantic")
+PRELOADED = ("torch", "transformers.models.qwen3_vl.modeling_qwen3_vl", "peft", "pydantic", "hypothesis.strategies")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -42,8 +45,9 @@ class Outcome:
     """How the tests of one mutant ended."""
 
     status: str
-    """`killed`, `timeout` (counts as killed) or `survived`."""
+    """`killed`, `timeout` (counts as killed), `survived`, or `broken`: the tests did not even run."""
     seconds: float
+    commit: str
     killed_by: str | None = None
 
 
@@ -125,17 +129,18 @@ def run_tests(folder: Path, tests: Sequence[str]) -> int:
     return code
 
 
-def judge(mutant: Mutant, child: Child, code: int) -> Outcome:
-    """What the exit code of pytest means. Anything but passed, failed and killed is a mistake in the catalog."""
-    seconds = round(time.monotonic() - child.started_s, 1)
-    if code == 0:
-        return Outcome(status="survived", seconds=seconds)
-    if code == -signal.SIGKILL:
-        return Outcome(status="timeout", seconds=seconds)
-    if code != 1:
-        sys.exit(f"mutant {mutant.name}: pytest ended with {code}, expected 0 or 1.\n{child.output[-3000:]}")
+def judge(mutant: Mutant, child: Child, code: int, commit: str) -> Outcome:
+    """What the exit code of pytest means. Anything but passed, failed and timed out is a mistake in the catalog."""
+    status = {0: "survived", 1: "killed", -signal.SIGKILL: "timeout"}.get(code, "broken")
+    if status == "broken":
+        print(f"{mutant.name}: pytest ended with {code}, expected 0 or 1:\n{child.output[-3000:]}", flush=True)
     failed = re.search(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", child.output, re.MULTILINE)
-    return Outcome(status="killed", seconds=seconds, killed_by=failed[1] if failed else None)
+    return Outcome(
+        status=status,
+        seconds=round(time.monotonic() - child.started_s, 1),
+        commit=commit,
+        killed_by=failed[1] if failed else None,
+    )
 
 
 def check_baseline(mutants: Sequence[Mutant]) -> None:
@@ -150,8 +155,9 @@ def check_baseline(mutants: Sequence[Mutant]) -> None:
     shutil.rmtree(child.folder)
 
 
-def run_all(mutants: Sequence[Mutant], jobs: int) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = {}
+def run_all(mutants: Sequence[Mutant], jobs: int, outcomes: dict[str, Outcome]) -> None:
+    """Run the tests of every mutant and fill `outcomes`."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     waiting, running = list(mutants), list[tuple[Mutant, Child]]()
     try:
         while waiting or running:
@@ -161,37 +167,44 @@ def run_all(mutants: Sequence[Mutant], jobs: int) -> dict[str, Outcome]:
             for mutant, child in list(running):
                 if (code := child.poll()) is not None:
                     running.remove((mutant, child))
-                    outcome = outcomes[mutant.name] = judge(mutant, child, code)
+                    outcome = outcomes[mutant.name] = judge(mutant, child, code, commit.strip())
                     shutil.rmtree(child.folder, ignore_errors=True)
                     print(f"{outcome.status:8} {outcome.seconds:6.1f} s  {mutant.file}: {mutant.name}", flush=True)
             time.sleep(0.05)
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(waiting) + len(running)} mutants were not run")
     finally:
         for _, child in running:
             os.killpg(child.pid, signal.SIGKILL)
-    return outcomes
+            shutil.rmtree(child.folder, ignore_errors=True)
 
 
-def summarize(mutants: Sequence[Mutant], outcomes: dict[str, Outcome], *, is_whole: bool) -> tuple[dict[str, Any], int]:
-    """The record, and the exit code."""
-    survivors = [mutant for mutant in mutants if outcomes[mutant.name].status == "survived"]
-    num_killed = len(mutants) - len(survivors)
-    unnamed = [mutant.name for mutant in survivors if not mutant.changes_nothing_because]
-    stale = [m.name for m in mutants if m.changes_nothing_because and m not in survivors]
-    print(f"\n{num_killed} of {len(mutants)} killed ({num_killed / len(mutants):.1%})")
-    for mutant in survivors:
-        print(f"survived: {mutant.name}: {mutant.changes_nothing_because or 'NO REASON GIVEN'}")
-    for name in stale:
-        print(f"killed, but the catalog says that it changes nothing: {name}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    record = {
+def read_killed(record: Path | None) -> dict[str, Outcome]:
+    """Outcomes of a former record: mutants that were killed then and are the same today."""
+    if record is None or not record.is_file():
+        return {}
+    today = {mutant.name: (mutant.file, mutant.old, mutant.new) for mutant in MUTANTS}
+    former: list[dict[str, Any]] = json.loads(record.read_text(encoding="utf-8"))["mutants"]
+    return {
+        entry["name"]: Outcome(**{field.name: entry[field.name] for field in dataclasses.fields(Outcome)})
+        for entry in former
+        if entry["status"] in KILLED and today.get(entry["name"]) == (entry["file"], entry["old"], entry["new"])
+    }
+
+
+def build_record(outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """Versions, counts, and one entry per mutant with an outcome."""
+    done = [mutant for mutant in MUTANTS if mutant.name in outcomes]
+    num_killed = sum(outcomes[mutant.name].status in KILLED for mutant in done)
+    survivors = [mutant for mutant in done if outcomes[mutant.name].status not in KILLED]
+    return {
         "benchmark": "mutants",
-        "commit": commit.stdout.strip(),
         "python": platform.python_version(),
         "torch": version("torch"),
         "transformers": version("transformers"),
-        "num_mutants": len(mutants),
+        "num_mutants": len(done),
         "num_killed": num_killed,
-        "killed_frac": round(num_killed / len(mutants), 4),
+        "killed_frac": round(num_killed / max(1, len(done)), 4),
         "survivors": {mutant.name: mutant.changes_nothing_because for mutant in survivors},
         "mutants": [
             {
@@ -199,36 +212,50 @@ def summarize(mutants: Sequence[Mutant], outcomes: dict[str, Outcome], *, is_who
                 "file": mutant.file,
                 "old": mutant.old,
                 "new": mutant.new,
-                "status": outcomes[mutant.name].status,
-                "killed_by": outcomes[mutant.name].killed_by,
-                "seconds": outcomes[mutant.name].seconds,
+                **dataclasses.asdict(outcomes[mutant.name]),
             }
-            for mutant in mutants
+            for mutant in done
         ],
     }
-    is_enough = not is_whole or num_killed >= LEAST_KILLED_FRAC * len(mutants)
-    return record, int(bool(unnamed or stale or not is_enough))
+
+
+def is_good(record: dict[str, Any]) -> bool:
+    """Say what the record means: enough mutants are killed, and every survivor has a reason that still holds."""
+    survivors: dict[str, str] = record["survivors"]
+    reasons = {mutant.name: mutant.changes_nothing_because for mutant in MUTANTS}
+    stale = [entry["name"] for entry in record["mutants"] if reasons[entry["name"]] and entry["name"] not in survivors]
+    print(f"\n{record['num_killed']} of {record['num_mutants']} killed ({record['killed_frac']:.1%})")
+    for name, reason in survivors.items():
+        print(
+            f"survived: {name}: {reason or 'NO REASON GIVEN; write a test that fails, or the reason into the catalog'}"
+        )
+    for name in stale:
+        print(f"killed, though the catalog says that it changes nothing: {name}")
+    is_enough = record["num_mutants"] < len(MUTANTS) or record["killed_frac"] >= LEAST_KILLED_FRAC
+    return is_enough and all(survivors.values()) and not stale
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (default: 1)")
-    parser.add_argument("--only", metavar="TEXT", help="mutants with TEXT in their name or file")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the record as JSON")
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutants with TEXT in their name or file")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="JSON; what it says is killed is not run again")
     arguments = parser.parse_args()
-    mutants = [m for m in MUTANTS if not arguments.only or arguments.only in f"{m.file}: {m.name}"]
-    if not mutants:
+    chosen = [mutant for mutant in MUTANTS if arguments.only in f"{mutant.file}: {mutant.name}"]
+    if not chosen:
         parser.error(f"no mutant has {arguments.only!r} in its name or file")
-    if problems := [problem for m in mutants if (problem := misfit(m, ROOT / "src" / "axpo"))]:
+    if problems := [problem for mutant in chosen if (problem := misfit(mutant, ROOT / "src" / "axpo"))]:
         sys.exit("\n".join(problems))
-    os.environ.update(ENVIRONMENT)
-    preload()
-    check_baseline(mutants)
-    outcomes = run_all(mutants, arguments.jobs)
-    record, code = summarize(mutants, outcomes, is_whole=not arguments.only)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return code
+    outcomes = read_killed(arguments.record)
+    if due := [mutant for mutant in chosen if mutant.name not in outcomes]:
+        os.environ.update(ENVIRONMENT)
+        preload()
+        check_baseline(due)
+        run_all(due, arguments.jobs, outcomes)
+    record = build_record(outcomes)
+    if arguments.record:
+        arguments.record.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0 if is_good(record) else 1
 
 
 if __name__ == "__main__":
