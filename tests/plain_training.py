@@ -154,7 +154,11 @@ def k1(policy_NV: Tensor, reference_NV: Tensor, sampled_N: Tensor) -> Tensor:
     return at(policy_NV, sampled_N) - at(reference_NV, sampled_N)
 
 
-KL: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"k1": k1, "k3": k3}
+def exact(policy_NV: Tensor, reference_NV: Tensor, _: Tensor) -> Tensor:
+    return (policy_NV.exp() * (policy_NV - reference_NV)).sum(dim=1)
+
+
+KL: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"k1": k1, "k3": k3, "exact": exact}
 """Reference formula of each `algorithm.kl_estimator`: whole distributions and the sampled ids to nats per token."""
 
 

@@ -63,7 +63,7 @@ BANNED = (31, 32, 33)  # in addition to the image placeholder; no rollout of the
 BASE: dict[str, Any] = {
     "algorithm": {"clip_low": 0.1, "clip_high": 0.3, "kl_coef": 0.5},
     "rollout": {"temperature": 0.7},
-    "train": {"mini_batches": 2, "epochs": 2, "tokens_per_micro_batch": 90, "learning_rate": 0.02},
+    "train": {"mini_batches": 2, "epochs": 2, "tokens_per_micro_batch": 90, "learning_rate": 0.003},
 }
 CASES: dict[str, dict[str, Any]] = {
     "token mean": {},

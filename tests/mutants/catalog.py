@@ -104,7 +104,7 @@ _TRAINER = (
     *_mutants(
         "trainer/step.py",
         (f"{_GOLDEN_STEP}::test_each_kl_estimator_is_its_formula",),
-        ("kl estimator is ignored", "estimator=algorithm.kl_estimator", 'estimator="k3"'),
+        ("kl estimator is ignored", "algorithm.kl_estimator", '"k3"'),
     ),
     *_mutants(
         "trainer/step.py",
@@ -123,7 +123,7 @@ _TRAINER = (
     *_mutants(
         "trainer/policy.py",
         _step("token mean"),
-        ("reference is the live model", "self._score(self._reference,", "self._score(self._model,"),
+        ("reference is the live model", "= _copy_without_gradient(model)", "= model"),
         ("temperature is ignored", "1.0 if is_demonstration else self._temperature", "1.0"),
         ("banned ids are ignored", "() if is_demonstration else self._banned_token_ids", "()"),
         ("frozen vision tower learns", "model.model.visual.requires_grad_(False)", "pass"),
@@ -147,7 +147,11 @@ _TRAINER = (
     *_mutants(
         "trainer/policy.py",
         (f"{_GOLDEN_STEP}::test_scores_after_a_step_use_the_images_of_the_new_weights",),
-        ("image features are never forgotten", "self._features.clear()", "pass"),
+        (
+            "image features are never forgotten",
+            "self._features.clear()\n        self._reference_features.clear()",
+            "self._reference_features.clear()",
+        ),
     ),
     *_mutants(
         "trainer/policy.py",
@@ -238,8 +242,8 @@ _ALGORITHM = (
         ),
         ("eps is ignored", "else 0) + eps", "else 0)"),
         ("equal rewards are divided by eps", "if bool((rewards_G == rewards_G[0]).all()):", "if False:"),
-        ("prefix is always recovered", "float(is_recovered) if member == source", "1.0 if member == source"),
-        ("recovery is everybody's", "if member == source else reward", "if member >= source else reward"),
+        ("prefix is always recovered", "float(is_recovered)", "1.0"),
+        ("prefix takes the first sibling's advantage", "eps=eps)[source]", "eps=eps)[0]"),
     ),
     *_mutants(
         "algo/credit.py",
@@ -382,7 +386,6 @@ _REWARD_MUTANTS = (
         ("dash is no minus", '"–": "-",', '"–": "",'),
         ("minus sign before a unit is lost", r"([+-]?[\d.,/\s]*\d)", r"[+-]?([\d.,/\s]*\d)"),
         ("negative numbers have no tolerance", "MAX_RELATIVE_ERROR * abs(gold))", "MAX_RELATIVE_ERROR * gold)"),
-        ("integers have a tolerance", "if gold.denominator == answer.denominator == 1:", "if False:"),
         ("percent sign is ignored", '(100 if match["percent"] else 1)', "1"),
         ("units are not compared", "gold_parts[1] == answer_parts[1] and is_equal_math(", "is_equal_math("),
         (
@@ -390,6 +393,14 @@ _REWARD_MUTANTS = (
             "any(is_equal_math(gold, answer) for gold in gold_answers(problem))",
             "is_equal_math(problem.answer, answer)",
         ),
+    ),
+    Mutant(
+        "integers have a tolerance",
+        "rewards/math.py",
+        "if gold.denominator == answer.denominator == 1:",
+        "if False:",
+        _REWARDS,
+        changes_nothing_because="Two integers that differ are at least 1 apart, far more than the tolerance of 1e-6.",
     ),
     *_mutants(
         "rewards/text.py",

@@ -134,6 +134,7 @@ COLORS = ("red", "a blue car", "green")
         ("A, B", (), None),
         ("A. B. C. D.", (), None),
         ("option b or c", (), None),
+        ("Option A and option D are both right", (), None),
         ("(A) (B)", (), None),
         ("none of them", (), None),
         ("A blue car.", COLORS, "B"),
