@@ -193,7 +193,7 @@ _TRAINER = (
     ),
     *_mutants(
         "trainer/sources.py",
-        ("tests/unit/test_sources.py",),
+        ("tests/unit/test_rollout_source.py",),
         ("first step is skipped", "divmod(step - 1,", "divmod(step,"),
         ("every epoch has the same order", '"{seed}/{epoch}"', '"{seed}"'),
         ("rank is ignored", "rank=self._algorithm.rank", 'rank="confidence"'),
