@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -104,8 +104,8 @@ class World:
         self.images: dict[tuple[int, int], ImageRef] = {}
         pixels: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for height, width in ((2, 3), (3, 3)):
-            random.seed(height)
-            image = Image.frombytes("RGB", (32 * width, 32 * height), random.randbytes(3 * 32 * 32 * height * width))
+            noise = random.Random(height).randbytes(3 * 32 * 32 * height * width)
+            image = Image.frombytes("RGB", (32 * width, 32 * height), noise)
             self.images[height, width] = self.store.add_image(image)
             patches = processor(images=[image], return_tensors="pt")
             pixels[height, width] = (patches["pixel_values"], patches["image_grid_thw"])
@@ -185,9 +185,9 @@ class World:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * drift)
         return policy
 
-    def behaved(self, trainer: PlainTrainer) -> tuple[list[RolloutGroup], list[ContinuationGroup]]:
+    def with_engine_logprobs(self, trainer: PlainTrainer) -> tuple[list[RolloutGroup], list[ContinuationGroup]]:
         """The step with log-probs of an engine that is up to half a nat away from the policy, so that clips bite."""
-        behaved: dict[str, Rollout] = {}
+        sampled: dict[str, Rollout] = {}
         for group in (*self.groups, *self.branches):
             for rollout in group.rollouts:
                 row = row_of(rollout, 0, None, 0.0, divisor=1)
@@ -197,12 +197,12 @@ class World:
                 old = [0.0] * len(row.token_ids)
                 for t, logprob in zip(row.learning, own, strict=True):
                     old[t] = logprob + 0.5 * math.sin(17 * t + row.token_ids[t])
-                behaved[rollout.id] = replace(rollout, behavior_logprobs=tuple(old))
-        groups = [replace(g, rollouts=tuple(behaved[r.id] for r in g.rollouts)) for g in self.groups]
+                sampled[rollout.id] = replace(rollout, behavior_logprobs=tuple(old))
+        groups = [replace(g, rollouts=tuple(sampled[r.id] for r in g.rollouts)) for g in self.groups]
         branches = [
             ContinuationGroup(
-                prefix=replace(b.prefix, source=behaved[b.prefix.source.id]),
-                rollouts=tuple(behaved[r.id] for r in b.rollouts),
+                prefix=replace(b.prefix, source=sampled[b.prefix.source.id]),
+                rollouts=tuple(sampled[r.id] for r in b.rollouts),
             )
             for b in self.branches
         ]
@@ -210,9 +210,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.set_num_threads(1)
-    yield World(Path(shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("golden") / "checkpoint")))
+    return World(Path(shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("golden") / "checkpoint")))
 
 
 def configured(changes: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -235,7 +235,7 @@ def run_both(world: World, config: Config) -> tuple[Policy, dict[str, Any], Plai
     start = {name: parameter.detach().clone() for name, parameter in policy.trainable_parameters().items()}
     assert start.keys() == learning_names(world, config) or config.model.lora_rank
     expected = PlainTrainer(world.plain, config, start, allowed)
-    groups, branches = world.behaved(expected)
+    groups, branches = world.with_engine_logprobs(expected)
     optimizer = torch.optim.AdamW(
         policy.trainable_parameters().values(), betas=BETAS, eps=ADAM_EPS, weight_decay=WEIGHT_DECAY
     )
