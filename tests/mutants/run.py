@@ -11,6 +11,7 @@ when fewer than 95% are killed, when a survivor has no reason in the catalog, or
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -35,7 +36,7 @@ from catalog import MUTANTS, Mutant, misfit
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_KILLED_FRAC = 0.95
 KILLED = ("killed", "timeout")
-TIMEOUT_S = 240.0
+TIMEOUT_S, BASELINE_TIMEOUT_S = 240.0, 1800.0
 PRELOADED = ("torch", "transformers.models.qwen3_vl.modeling_qwen3_vl", "peft", "pydantic", "hypothesis.strategies")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -58,12 +59,13 @@ class Child:
     pid: int
     folder: Path
     started_s: float
+    timeout_s: float
 
     def poll(self) -> int | None:
         """The exit code of pytest, minus the signal that ended the process, or None while it runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
-            if time.monotonic() - self.started_s < TIMEOUT_S:
+            if time.monotonic() - self.started_s < self.timeout_s:
                 return None
             os.killpg(self.pid, signal.SIGKILL)
             status = os.waitpid(self.pid, 0)[1]
@@ -88,7 +90,8 @@ def start(tests: Sequence[str], mutant: Mutant | None) -> Child:
     if mutant is not None:
         file = package / mutant.file
         file.write_text(file.read_text(encoding="utf-8").replace(mutant.old, mutant.new), encoding="utf-8")
-    child = Child(pid=os.fork(), folder=folder, started_s=time.monotonic())
+    timeout_s = BASELINE_TIMEOUT_S if mutant is None else TIMEOUT_S
+    child = Child(pid=os.fork(), folder=folder, started_s=time.monotonic(), timeout_s=timeout_s)
     if child.pid:
         return child
     status = 70  # whatever happens in here must not return into the parent's code
@@ -113,6 +116,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> int:
     import pytest
 
     os.setsid()  # a timeout ends the processes of tools and rewards too
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -175,7 +179,8 @@ def run_all(mutants: Sequence[Mutant], jobs: int, outcomes: dict[str, Outcome]) 
         print(f"interrupted: {len(waiting) + len(running)} mutants were not run")
     finally:
         for _, child in running:
-            os.killpg(child.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             shutil.rmtree(child.folder, ignore_errors=True)
 
 
@@ -249,6 +254,9 @@ def main() -> int:
     outcomes = read_killed(arguments.record)
     if due := [mutant for mutant in chosen if mutant.name not in outcomes]:
         os.environ.update(ENVIRONMENT)
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # ends like Ctrl-C: children are ended, the record kept
         preload()
         check_baseline(due)
         run_all(due, arguments.jobs, outcomes)
