@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from axpo.engines.hf import HfEngine
+from axpo.engines.scripted import ScriptedEngine
 from axpo.errors import WeightSyncError
 from axpo.images import ContentImageStore
 from axpo.models.loading import load_model
@@ -115,6 +116,33 @@ def test_without_a_checksum_the_canary_is_blind_to_that(build: Any) -> None:
     for version in (1, 2):
         assert parts.sync.push(version) < 1e-4
         parts.learn(1e-7)
+
+
+def test_an_engine_with_other_log_probs_stops_the_run(build: Any) -> None:
+    parts = build(HfEngine)
+    parts.sync._engine = ScriptedEngine({(): [50, 51]}, logprob=-1.0)
+    with pytest.raises(WeightSyncError, match="after update 1 the engine's log-probs of the probe differ"):
+        parts.sync.push(1)
+
+
+def test_a_gap_that_is_not_a_number_stops_the_run(build: Any) -> None:
+    parts = build(HfEngine)
+    parts.sync._engine = ScriptedEngine({(): [50, 51]}, logprob=-5.0)
+    parts.learn(float("nan"))
+    with pytest.raises(WeightSyncError, match=r"after update 1 .* differ from the trainer's by nan nats"):
+        parts.sync.push(1)
+
+
+@pytest.mark.parametrize("behind", [-1, 1])
+def test_an_engine_with_another_version_stops_the_run(build: Any, behind: int) -> None:
+    class OtherVersion(ScriptedEngine):
+        def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+            super().update_weights(weights, version + behind)
+
+    parts = build(HfEngine)
+    parts.sync._engine = OtherVersion({(): [50, 51]})
+    with pytest.raises(WeightSyncError, match=f"weights of version {2 + behind} after it was given 2"):
+        parts.sync.push(2)
 
 
 class _Bare:

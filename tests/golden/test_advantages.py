@@ -74,6 +74,13 @@ def test_unrecovered_prefix_keeps_its_grpo_advantage(num_correct, expected):
     assert advantage == group_relative_advantages(rewards, eps=0.0)[0]
 
 
+def test_the_advantage_is_that_of_the_source_whichever_sibling_it_is():
+    # one of four correct, sample std 1/2; with the last one recovered [1, 0, 0, 1]: sample std 1/sqrt(3)
+    rewards = [1.0, 0.0, 0.0, 0.0]
+    assert prefix_advantage(rewards, source=2, is_recovered=False, eps=0.0) == pytest.approx(-1 / 2)
+    assert prefix_advantage(rewards, source=3, is_recovered=True, eps=0.0) == pytest.approx(sqrt(3) / 2)
+
+
 def test_eps_is_added_to_the_standard_deviation():
     # [1, 0]: deviations +-1/2, sample std sqrt(1/2); with eps = sqrt(1/2) the advantages are +-1/2 / sqrt(2).
     advantages = group_relative_advantages([1.0, 0.0], eps=sqrt(1 / 2))

@@ -16,7 +16,17 @@ from axpo.algo import (
 )
 from axpo.errors import ConfigError, RecordError
 from axpo.types import RolloutGroup, SegmentKind, StopReason
-from records import ANSWER, PROMPT, THINKING, TOOL_CLOSE, TOOL_OPEN, build_continuations, build_group, build_rollout
+from records import (
+    ANSWER,
+    PROMPT,
+    THINKING,
+    TOOL_CLOSE,
+    TOOL_OPEN,
+    TOOL_RESULT,
+    build_continuations,
+    build_group,
+    build_rollout,
+)
 
 # prompt 0:3, thinking 3:5, open 5 (p = 0.4), body 6:8, close 8 (p = 1), text 9, result 10:12, thinking 12:14,
 # open 14 (p = 0.4), body 15, close 16 (p = 1), ...
@@ -134,6 +144,35 @@ def test_a_call_beyond_the_turn_limit_is_no_candidate_an_earlier_one_is():
     unrun = [PROMPT, THINKING, TOOL_OPEN, (SegmentKind.TOOL_CALL, (0.5,)), TOOL_CLOSE]
     no_turns = build_rollout("no turns", layout=unrun, stop_reason=StopReason.TURN_LIMIT)
     assert thinking_prefixes(group_of(no_turns)) == ()
+
+
+@pytest.mark.parametrize(
+    ("last_call", "stop_reason", "is_candidate"),
+    [
+        ([], StopReason.TOKEN_LIMIT, False),  # the token limit fell on the opening tag
+        ([(SegmentKind.TOOL_CALL, (0.5,))], StopReason.TOKEN_LIMIT, True),
+        ([(SegmentKind.TOOL_CALL, (0.5,)), TOOL_CLOSE], StopReason.TURN_LIMIT, False),  # one call more than allowed
+        ([(SegmentKind.TOOL_CALL, (0.5,)), TOOL_CLOSE], StopReason.TIME_LIMIT, True),
+    ],
+)
+def test_a_last_call_that_cannot_be_resumed_is_no_candidate_though_the_first_one_is(
+    last_call, stop_reason, is_candidate
+):
+    first_call = [TOOL_OPEN, (SegmentKind.TOOL_CALL, (0.5,)), TOOL_CLOSE, TOOL_RESULT]
+    layout = [PROMPT, THINKING, *first_call, THINKING, TOOL_OPEN, *last_call]
+    group = group_of(build_rollout("a", layout=layout, stop_reason=stop_reason))
+    assert [p.num_tokens for p in thinking_prefixes(group)] == [6]
+    assert [p.num_tokens for p in thinking_prefixes(group, branch_at="last")] == [13] * is_candidate
+
+
+def test_a_last_call_without_a_body_is_as_sure_as_its_opening_tag():
+    first_call = [TOOL_OPEN, (SegmentKind.TOOL_CALL, (0.5, 0.25)), TOOL_CLOSE, TOOL_RESULT]
+    layout = [PROMPT, THINKING, *first_call, THINKING, (SegmentKind.TOOL_OPEN, (0.2,)), TOOL_CLOSE, TOOL_RESULT, ANSWER]
+    group = group_of(build_rollout("a", layout=layout))
+    [last] = thinking_prefixes(group, branch_at="last")
+    [everything] = thinking_prefixes(group, branch_at="last", calls="all")
+    assert (last.num_tokens, last.confidence) == (14, pytest.approx(1 / 5))
+    assert everything.confidence == pytest.approx((1 / 2 + 1 / 4) / 2)
 
 
 def test_a_rollout_that_inherits_a_prefix_is_never_a_source():

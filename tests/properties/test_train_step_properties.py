@@ -17,7 +17,7 @@ from axpo.images import ContentImageStore
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.trainer.config import Config
 from axpo.trainer.policy import Policy
-from axpo.trainer.step import split_mini_batches, train_step
+from axpo.trainer.step import split_micro_batches, split_mini_batches, train_step
 from axpo.types import RowRole, TrainingRow
 
 TEXT_IDS = range(40, 240)
@@ -148,6 +148,31 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_names_the_row
     with pytest.raises(NonFiniteError, match=r"step 1: the loss is nan on rows r0; this update was not made"):
         gradients(policy, [bad], config_of(learning_rate=1.0))
     assert all(torch.equal(parameter, before[name]) for name, parameter in policy.trainable_parameters().items())
+
+
+def test_a_gradient_that_overflows_stops_before_the_update_and_names_the_rows(policy: Policy) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in policy.trainable_parameters().items()}
+    row = rows_of(1, 1)[0]
+    huge = replace(row, advantages=(1e30,) * len(row.advantages))
+    with pytest.raises(NonFiniteError, match=r"step 1: the gradient norm is inf on rows r0; this update was not made"):
+        gradients(policy, [huge], config_of(learning_rate=1.0))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in policy.trainable_parameters().items())
+
+
+def test_rows_in_which_nothing_learns_are_left_out(policy: Policy) -> None:
+    rows = [row for row in rows_of(2, 4) if row.num_learning_tokens]
+    silent = [replace(row, id=f"silent {row.id}", loss_mask=(False,) * len(row.loss_mask)) for row in rows]
+    config = config_of(mini_batches=2)
+    assert gradients(policy, [*silent, *rows], config)[0] == gradients(policy, rows, config)[0]
+
+
+@given(seed=st.integers(0, 10**6), max_tokens=st.integers(1, 200))
+def test_micro_batches_hold_every_row_once_and_at_most_their_tokens(seed: int, max_tokens: int) -> None:
+    rows = rows_of(seed, 9)
+    batches = list(split_micro_batches(rows, [1.0] * 9, max_tokens=max_tokens, device=torch.device("cpu")))
+    assert sorted(row.id for batch in batches for row in batch.rows) == sorted(row.id for row in rows)
+    assert all(batch.mask_BT.numel() <= max_tokens or len(batch.rows) == 1 for batch in batches)
+    assert max_tokens < 24 * 9 or len(batches) == 1
 
 
 def test_without_a_row_nothing_is_updated(policy: Policy) -> None:

@@ -367,6 +367,17 @@ def test_a_picture_that_is_left_out_takes_its_announcement_along() -> None:
     assert len(rollout.images) == 2
 
 
+def test_an_image_that_is_too_thin_for_the_model_is_left_out_though_there_is_room() -> None:
+    def act(_: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+        sizes = ((900, 4), (40, 40))
+        return tuple(Content(image=context.store.add_image(Image.new("RGB", size))) for size in sizes)
+
+    rollout = context()
+    result = run(executor(Tool(act)), into=rollout)
+    assert result.is_cut
+    assert [(image.width_px, image.height_px) for image in rollout.images] == [(40, 40)]
+
+
 def test_scaling_never_makes_a_picture_too_thin() -> None:
     def act(_: ToolCall, context: ToolContext) -> tuple[Content, ...]:
         return (Content(image=context.store.add_image(Image.new("L", (30_000, 150)).convert("RGB"))),)

@@ -194,7 +194,7 @@ def test_turn_cut_off_right_after_the_opening_tag(renderer: QwenRenderer, tokeni
         ('{"name": "zoom", "arguments": {"x": 1e999}}', "1e999 is not a finite number"),
         ('{"name": "zoom", "arguments": {"x": ' + "9" * 9999 + "}}", "99999999999999999999 is not a finite number"),
         ('{"name": "zoom", "arguments": {"x": "\\ud83d"}}', "half of a surrogate pair"),
-        ('{"name": "zoom", "arguments": {"x": ' + "[" * 33 + "]" * 33 + "}}", "nested more than 32 levels deep"),
+        ('{"name": "zoom", "arguments": {"x": ' + "[" * 32 + "]" * 32 + "}}", "nested more than 32 levels deep"),
         ("[" * 200_000, "nested too deeply"),
     ],
 )
@@ -477,6 +477,7 @@ def test_shortened_text_keeps_both_ends_and_says_what_is_gone(tiny_checkpoint: P
     short = renderer.shorten(words, 60)
     head, tail = short.split("\n[... ")
     assert words.startswith(head) and words.endswith(tail.split("...]\n")[1])
+    assert len(tail.split("...]\n")[1]) == pytest.approx(len(head), rel=0.2)
     num_cut = int(tail.split()[0])
     assert len(head) + num_cut + len(tail.split("...]\n")[1]) == len(words)
     count = len(renderer._tokenizer(head + tail.split("...]\n")[1], add_special_tokens=False).input_ids)

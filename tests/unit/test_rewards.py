@@ -78,6 +78,11 @@ def test_the_final_answer_is_found_by_the_first_rule_that_fires(text: str, answe
         ("35", "3.5", 0.0),
         ("5", "-5", 0.0),
         ("-5", "−5", 1.0),
+        ("-5", "–5", 1.0),  # a dash for a minus sign
+        ("-5", "5", 0.0),
+        ("5", "−5", 0.0),
+        ("-.5", "-.5", 1.0),
+        ("it is -5", "it is 5", 0.0),
         ("5", "5%", 0.0),
         ("12:30", "12.30", 0.0),
         ("A", "a", 1.0),  # an article alone is an answer
@@ -129,6 +134,7 @@ COLORS = ("red", "a blue car", "green")
         ("A, B", (), None),
         ("A. B. C. D.", (), None),
         ("option b or c", (), None),
+        ("Option A and option D are both right", (), None),
         ("(A) (B)", (), None),
         ("none of them", (), None),
         ("A blue car.", COLORS, "B"),
@@ -198,6 +204,19 @@ def test_plain_numbers_are_exact(text: str, value: Fraction | None) -> None:
         ("0.1", "10\\%", True),
         ("5", "\\$5", True),
         ("0.5", "**\\boxed{1/2}**.", True),
+        # signs
+        ("-5", "5", False),
+        ("5", "-5", False),
+        ("-5", "−5", True),
+        ("-5", "–5", True),  # a dash for a minus sign
+        ("5", "−5", False),
+        ("-1/2", "-0.5", True),
+        ("-1/3", "-0.333333", True),
+        ("1/2", "-1/2", False),
+        ("-5 cm", "5 cm", False),
+        ("-5 cm", "-5\\text{ cm}", True),
+        ("-2\\pi", "2\\pi", False),
+        ("-2\\pi", "−2π", True),
         # LaTeX
         ("4\\pi", "12.566371", True),
         ("4\\pi", "12.57", False),

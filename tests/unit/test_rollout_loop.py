@@ -233,6 +233,53 @@ def test_the_token_limit_counts_sampled_tokens_and_results(world: World) -> None
     assert len(no_room.tool_results) == 1
 
 
+def test_an_answer_that_is_complete_before_the_token_limit_is_scored(world: World) -> None:
+    turn = ANSWER.replace("<|im_end|>", " because I looked twice<|im_end|>")
+    rollout = world.run(world.setup(world.engine(turn), max_response_tokens=len(world.encode(turn)) - 2))
+    assert (rollout.stop_reason, rollout.reward) == (StopReason.TOKEN_LIMIT, 1.0)
+    assert rollout.final_text.startswith("<answer>right</answer> because")
+
+
+def test_an_answer_next_to_a_call_is_not_scored(world: World) -> None:
+    turn = CALL.replace("<tool_call>", "<answer>right</answer>\n<tool_call>")
+    rollout = world.run(world.setup(world.engine(turn), max_response_tokens=len(world.encode(turn)) - 4))
+    assert (rollout.stop_reason, rollout.final_text, rollout.reward) == (StopReason.TOKEN_LIMIT, "", 0.0)
+    assert rollout.uses_tool
+
+
+def test_a_result_must_leave_a_token_for_the_next_turn(world: World) -> None:
+    whole = world.run(world.setup(world.engine(CALL, ANSWER)))
+    result = next(segment for segment in whole.segments if segment.kind is K.TOOL_RESULT)
+    num_tokens = result.stop - whole.segments[0].stop
+    full = world.run(world.setup(world.engine(CALL, ANSWER), max_response_tokens=num_tokens))
+    assert (full.stop_reason, kinds(full)[-1]) == (StopReason.TOKEN_LIMIT, K.TEXT)
+    enough = world.run(world.setup(world.engine(CALL, ANSWER), max_response_tokens=num_tokens + 1))
+    assert (enough.stop_reason, kinds(enough)[-1]) == (StopReason.TOKEN_LIMIT, K.THINKING)
+
+
+def test_the_context_of_the_model_is_a_limit_too(world: World) -> None:
+    num_prompt = len(world.run(world.setup(world.engine(ANSWER))).token_ids) - len(world.encode(ANSWER))
+    rollout = world.run(world.setup(world.engine(ANSWER), max_context_tokens=num_prompt + 3))
+    assert (rollout.stop_reason, rollout.num_sampled_tokens) == (StopReason.TOKEN_LIMIT, 3)
+
+
+def test_a_rollout_says_which_weights_sampled_it(world: World) -> None:
+    engine = world.engine(ANSWER)
+    engine.update_weights([], 4)
+    assert world.run(world.setup(engine)).policy_version == 4
+
+
+def test_what_a_tool_waits_for_others_is_not_charged(world: World) -> None:
+    class Waiting(EchoTool):
+        async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
+            await asyncio.sleep(1.2)
+            context.waited_s += 100.0  # more than it took, so that a busy machine does not fail the test
+            return await EchoTool.run(self, call, context)
+
+    rollout = world.run(world.setup(world.engine(CALL, ANSWER), Waiting(), time_limit_s=1.0))
+    assert (rollout.stop_reason, rollout.reward) == (StopReason.ANSWERED, 1.0)
+
+
 def test_the_clock_ends_a_rollout_between_turns(world: World) -> None:
     class SlowTool(EchoTool):
         async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
@@ -277,7 +324,7 @@ def test_the_clock_is_read_between_the_calls_of_a_turn(world: World) -> None:
     turn = f"Look.\n</think>{calls}<|im_end|>"
     rollout = world.run(world.setup(world.engine(turn, ANSWER), SlowTool(), time_limit_s=0.2))
     assert rollout.stop_reason is StopReason.TIME_LIMIT
-    assert len(rollout.tool_results) < 10
+    assert 0 < len(rollout.tool_results) < 10
 
 
 def test_an_engine_that_never_answers_is_our_fault(world: World) -> None:
@@ -408,6 +455,52 @@ def test_a_branch_pays_for_its_prefix(world: World) -> None:
     assert branch.num_sampled_tokens == len(body) - 1
 
 
+def test_a_branch_at_the_last_call_has_spent_the_turns_of_its_prefix(world: World) -> None:
+    source = world.run(world.setup(world.engine(CALL, CALL, WRONG)))
+    engine = world.engine("", CALL.replace("seen", "other"), ANSWER)
+    branch = world.run(world.setup(engine, max_tool_turns=1), prefix=prefix_of(source, nth=1))
+    assert (branch.stop_reason, branch.tool_results) == (StopReason.TURN_LIMIT, source.tool_results[:1])
+
+
+def test_a_branch_at_the_last_call_has_spent_the_tokens_of_its_prefix(world: World) -> None:
+    source = world.run(world.setup(world.engine(CALL, CALL, WRONG)))
+    prefix = prefix_of(source, nth=1)
+    body = world.encode(CALL.split("<tool_call>")[1])
+    num_inherited = prefix.num_tokens - source.segments[0].stop  # the first call's result among them
+    setup = world.setup(world.engine("", CALL), max_response_tokens=num_inherited + len(body) - 1)
+    branch = world.run(setup, prefix=prefix)
+    assert (branch.stop_reason, branch.num_sampled_tokens) == (StopReason.TOKEN_LIMIT, len(body) - 1)
+
+
+def test_a_branch_at_the_last_call_shows_its_tools_the_images_of_its_prefix(world: World) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def watch(context: ToolContext) -> tuple[Content, ...]:
+        seen.append(tuple(context.images))
+        return (Content(text="watched"),)
+
+    tools = (ImageZoomTool(min_pixels=96 * 96, max_pixels=96 * 96), OddTool(watch))
+    problem = world.problem(num_images=2)
+    source = world.run(world.setup(world.engine(ZOOM, ZOOM, WRONG), *tools), problem)
+    world.run(world.setup(world.engine("", CALL, ANSWER), *tools), problem, prefix=prefix_of(source, nth=1))
+    assert len(source.images) == 4
+    assert seen == [source.images[:3]]
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_branch_may_close_its_call_at_once(world: World, nth: int) -> None:
+    source = world.run(world.setup(world.engine(CALL, CALL, WRONG)))
+    closed = CALL.split("<tool_call>")[0] + "<tool_call></tool_call><|im_end|>"
+    engine = world.engine(*[""] * nth, closed, ANSWER)
+    prefix = prefix_of(source, nth=nth)
+    branch = world.run(world.setup(engine), prefix=prefix)
+    failures = [result.failure.kind if result.failure else None for result in branch.tool_results]
+    assert failures == [*[None] * nth, FailureKind.MALFORMED_CALL]
+    following = next(segment for segment in branch.segments if segment.start == prefix.num_tokens)
+    assert following.kind is K.TOOL_CLOSE
+    assert (branch.stop_reason, branch.reward) == (StopReason.ANSWERED, 1.0)
+
+
 # -- many rollouts ----------------------------------------------------------------------------------------------------
 
 
@@ -502,6 +595,44 @@ def test_a_fault_is_retried_and_then_dropped_and_counted(world: World) -> None:
     sampled = asyncio.run(sample_groups([world.problem()], setup=setup, group_size=4, seed=0, tag="t"))
     assert [rollout.id for rollout in sampled.groups[0].rollouts] == ["t/q/0", "t/q/1", "t/q/3"]
     assert sampled.num_dropped == 1
+
+
+def test_names_that_spell_the_same_have_seeds_of_their_own() -> None:
+    assert derive_seed("step-1", "23") != derive_seed("step-12", "3")
+
+
+def test_every_try_has_a_seed_of_its_own(world: World) -> None:
+    opening = world.encode("<tool_call>")[0]
+    tried: list[tuple[int, ...]] = []
+
+    def reply(request: GenerationRequest) -> str:
+        tried.append(request.token_ids)
+        if tried.count(request.token_ids) <= 1:
+            raise EngineFault("lost")
+        return CALL.split("<tool_call>")[1] if request.token_ids[-1] == opening else CALL
+
+    engine = ScriptedEngine(reply, encode=world.encode)
+    setup = world.setup(engine, max_tool_turns=0)
+    step = collect_step([world.problem()], setup=setup, group_size=1, seed=0, step=7, plan=plan_all)
+    assert asyncio.run(step).num_dropped == 0
+    seeds = [request.seed for request in engine.requests]
+    assert len(seeds) == 2 + 5, "one fault of the sibling and one of the four continuations"
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_lost_siblings_and_lost_continuations_are_counted_together(world: World) -> None:
+    opening = world.encode("<tool_call>")[0]
+
+    def reply(request: GenerationRequest) -> str:
+        if request.token_ids[-1] == opening or request.seed in lost_seeds:
+            raise EngineFault("lost")
+        return CALL
+
+    lost_seeds = {derive_seed(derive_seed(0, "step-7/q/2", attempt), 0) for attempt in range(3)}
+    setup = world.setup(ScriptedEngine(reply, encode=world.encode), max_tool_turns=0)
+    step = asyncio.run(collect_step([world.problem()], setup=setup, group_size=3, seed=0, step=7, plan=plan_all))
+    assert [len(group.rollouts) for group in (*step.groups, *step.continuations)] == [2, 0]
+    assert step.num_dropped == 1 + 4
 
 
 def test_a_step_that_loses_everything_says_why(world: World) -> None:
