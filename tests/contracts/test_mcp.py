@@ -53,11 +53,12 @@ def start() -> Iterator[Start]:
 
 
 def children() -> set[int]:
-    """Processes whose parent is this one, zombies included."""
+    """Processes whose parent is this one, zombies included, but the workers that check schemas."""
     found: set[int] = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            is_child = int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid()
+            if is_child and b"axpo.worker_process" not in stat.with_name("cmdline").read_bytes():
                 found.add(int(stat.parent.name))
     return found
 
@@ -77,6 +78,13 @@ def call(tool: McpTool, how: str, where: ToolContext | None = None) -> tuple[Con
 def text(tool: McpTool, how: str) -> str | None:
     (block,) = call(tool, how)
     return block.text
+
+
+def deep_schema(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return {"type": "object"} | schema
 
 
 def eventually(check: Callable[[], bool]) -> bool:
@@ -200,6 +208,55 @@ def test_arguments_that_json_cannot_carry_are_the_models_fault(start: Start, arg
         with pytest.raises(ToolError, match="cannot be sent") as caught:
             asyncio.run(tool.run(ToolCall(id="c", name="act", arguments=each), context()))
         assert caught.value.kind == FailureKind.BAD_ARGUMENTS
+
+
+def offer(output_schema: Any) -> dict[str, str]:
+    """Environment of a server whose tool promises results of this form."""
+    schema = {"type": "object", "properties": {"how": {"type": "string"}}}
+    return {"TOOLS": json.dumps([{"name": "act", "inputSchema": schema, "outputSchema": output_schema}])}
+
+
+def test_a_result_that_breaks_the_servers_own_schema_is_a_fault(start: Start) -> None:
+    tool = start(env=offer({"type": "object", "properties": {"name": {"type": "integer"}}}))
+    with pytest.raises(ToolFault, match=r"answered with what is no result of act: 'ü' is not of type 'integer'"):
+        call(tool, "structured")
+    with pytest.raises(ToolFault, match=r"answered with what is no result of act: None is not of type 'object'"):
+        call(tool, "text")
+    with pytest.raises(ToolError, match="no such bird"):  # an error needs no structured content
+        call(tool, "error")
+    assert text(start(env=offer({"type": "object"})), "structured") == '{"n": 1, "name": "ü"}'
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"name": {"pattern": "^(a+)+$"}}},
+        {
+            "type": "object",
+            "$ref": "#/$defs/f0",
+            "$defs": {f"f{n}": {"allOf": [{"$ref": f"#/$defs/f{n + 1}"}] * 2} for n in range(40)} | {"f40": {}},
+        },
+    ],
+)
+def test_a_result_whose_check_takes_long_is_given_up(
+    start: Start, schema: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = start(env=offer(schema))
+    monkeypatch.setattr("axpo.tools.mcp.schema.CHECK_CPU_S", 0.3)
+
+    async def together() -> tuple[Any, float]:
+        """The call, and the longest time for which the event loop stood still meanwhile."""
+        waiting, longest_s = asyncio.create_task(acall(tool, "backtracking")), 0.0
+        while not waiting.done():
+            before_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - before_s)
+        return waiting.exception(), longest_s
+
+    error, longest_s = asyncio.run(together())
+    assert isinstance(error, ToolError) and error.kind == FailureKind.EXECUTION_ERROR
+    assert str(error) == "act: the result cannot be checked: it takes too long"
+    assert longest_s < 0.25
 
 
 # -- faults of the server ---------------------------------------------------------------------------------------------
@@ -498,6 +555,14 @@ def test_a_server_that_cannot_be_used_is_a_config_error(options: dict[str, Any],
         (
             [{"name": "a", "inputSchema": {"type": "object", "properties": {"b": {"$ref": "http://h/s"}}}}],
             r"the argument schema of a refers to 'http://h/s', which is not in it\. Choose other tools",
+        ),
+        (
+            [{"name": "a", "inputSchema": {"type": "object", "anyOf": [{}] * 26_000}}],
+            r"MCP server mcp: the argument schema of a has 1\d+ characters, more than 100000\. Choose other tools",
+        ),
+        (
+            [{"name": "a", "inputSchema": {"type": "object"}, "outputSchema": deep_schema(70)}],
+            r"MCP server mcp: the result schema of a is nested more than 64 levels deep\. Choose other tools",
         ),
         ("x", r"tools"),
     ],
