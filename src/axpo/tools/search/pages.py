@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import re
 import socket
+import time
 from collections.abc import Iterable
 from functools import partial
 from typing import cast
@@ -19,12 +21,16 @@ from axpo.tools.search.http import HttpClient
 from axpo.tools.search.local import LocalIndex
 from axpo.tools.search.results import Domains, bad_arguments, clean, read_count, refuse_unknown
 from axpo.tools.search.service import Service
-from axpo.tools.search.text import decode, html_text, tidy
 from axpo.types import Content, FailureKind, ToolCall, ToolSpec
+from axpo.workers import WorkError, text_workers
 
 MAX_PARTS = 1000
 _MAX_HOPS = 5
-_MAX_TEXT_CHARS = 200_000
+MIN_READ_S = 1.0
+"""Time to read a page that arrived at the last moment."""
+_READ_PAGE = "axpo.tools.search.text:read_page"
+_HTML = ("text/html", "application/xhtml+xml")
+_PLAIN = ("application/json", "application/xml")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -150,14 +156,23 @@ class PageFetcher:
 
     async def text(self, url: str) -> str:
         """Title and text. Raises `ToolError` when there is no such page, or none that can be read as text."""
+        started_s = time.monotonic()
         try:
             answer = await self.fetch(url)
         except ToolFault as error:  # of a third party, chosen by the model
             raise _unreadable(str(error)) from error
         kind, _, parameters = answer.headers.get("content-type", "text/html").lower().partition(";")
+        kind, is_html = kind.strip(), kind.strip() in _HTML
+        if not (is_html or kind.startswith("text/") or kind in _PLAIN):
+            raise _unreadable(f"it is {kind[:60] or 'of no type'}, not text")
         charset = re.search(r"charset\s*=\s*[\"']?([\w-]{1,30})", parameters)
-        read = partial(_read_text, answer.body, kind.strip(), charset[1] if charset else None)
-        return (await run_in_daemon_thread(read))[:_MAX_TEXT_CHARS]
+        remaining_s = max(MIN_READ_S, self._client.timeout_s - (time.monotonic() - started_s))
+        body = base64.b64encode(answer.body).decode()
+        read = partial(text_workers.run, _READ_PAGE, body, is_html, charset[1] if charset else None)
+        try:
+            return await run_in_daemon_thread(read, cpu_s=remaining_s, wall_s=remaining_s)
+        except WorkError as error:
+            raise _unreadable(f"its text cannot be read: {error}") from error
 
     async def fetch(self, url: str) -> Answer:
         """The answer at the end of the redirects. Raises `ToolError`, or `ToolFault` where the exchange failed."""
@@ -228,15 +243,6 @@ def is_public(address: str) -> bool:
         if carried is not None:
             ip = carried
     return ip.is_global and not ip.is_multicast
-
-
-def _read_text(body: bytes, kind: str, charset: str | None) -> str:
-    if kind in ("text/html", "application/xhtml+xml"):
-        title, text = html_text(body, charset=charset)
-        return f"{title}\n\n{text}".strip()
-    if kind.startswith("text/") or kind in ("application/json", "application/xml"):
-        return tidy(decode(body, charset=charset))
-    raise _unreadable(f"it is {kind[:60] or 'of no type'}, not text")
 
 
 def _unreadable(reason: str) -> ToolError:
