@@ -92,7 +92,13 @@ class Connection:
     def _transport(self) -> Any:
         options = self._options
         if options.url:
-            return http_transport(options.url, headers=options.headers(), max_message_bytes=options.max_message_bytes)
+            return http_transport(
+                options.url,
+                headers=options.headers(),
+                max_message_bytes=options.max_message_bytes,
+                time_limit_s=max(options.call_timeout_s, options.start_timeout_s),
+                log=self._log,
+            )
         return stdio_transport(
             options.command,
             env=options.environment(),
