@@ -47,7 +47,11 @@ class InferenceEngine(Protocol):
         ...
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Sample one completion. Raises `axpo.errors.EngineFault` when the engine failed."""
+        """Sample one completion. Raises `axpo.errors.EngineFault` when the engine failed.
+
+        It must end the completion at the request's `time_limit_s` by itself: a turn that the model makes long is the
+        model's, an engine that does not answer is an infrastructure failure.
+        """
         ...
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
