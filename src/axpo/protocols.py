@@ -171,10 +171,21 @@ class Tool(Protocol):
         `axpo.errors.ToolFault` for a fault of ours; any other exception counts as a fault of ours. When it is
         cancelled (the timeout passed), it must leave nothing running.
 
-        A timeout counts against the model, which asked for too much. A tool with an attribute `bounds_its_time = True`
-        ends long calls itself and says whose fault they are: the run's own timeout is a wide fence then, and a fault of
-        ours.
+        A timeout counts against the model, which asked for too much; see also `SelfTimedTool`.
         """
+        ...
+
+
+@runtime_checkable
+class SelfTimedTool(Tool, Protocol):
+    """A tool that ends long calls itself and says whose fault they are.
+
+    The run's own timeout is a wide fence then, and passing it is an infrastructure failure.
+    """
+
+    @property
+    def bounds_its_time(self) -> Literal[True]:
+        """Marks such a tool."""
         ...
 
 

@@ -63,7 +63,12 @@ def web() -> Iterator[Web]:
 @pytest.fixture
 def make(web: Web, request: pytest.FixtureRequest) -> Callable[..., tuple[SearchTool, Any]]:
     def make_tools(**options: Any) -> tuple[SearchTool, Any]:
-        given = {"backend": "searxng", "url": web.server.url, "fetch": True, "allow_hosts": ["127.0.0.1"]}
+        given = {
+            "backend": "searxng",
+            "url": web.server.url,
+            "fetch": True,
+            "allow_hosts": [web.server.url.removeprefix("http://")],
+        }
         tool = SearchTool(**given | options)
         request.addfinalizer(tool.close)
         return tool, tool.companions[0]
@@ -192,6 +197,17 @@ def test_without_permission_no_private_address_is_asked(web: Web, make: Make) ->
     assert [request.path.partition("?")[0] for request in web.server.requests] == ["/search"]
 
 
+def test_an_exception_for_a_host_is_none_for_its_other_ports(web: Web, make: Make) -> None:
+    web.pages["/page"] = Reply(200, PAGE)
+    (search, page), into = make(allow_hosts=["127.0.0.1", "127.0.0.1:1"]), context()
+    run(search, into, query="otter")
+    with pytest.raises(ToolError, match="not on the public web"):
+        run(page, into, url=f"{web.server.url}/page")
+    for written in ("http://a.org", "a.org/x", "a.org:x", ""):
+        with pytest.raises(ConfigError, match=r"allow_hosts: .* is no host\. Write it as wiki\.local"):
+            make(allow_hosts=[written])
+
+
 def test_the_connection_goes_to_the_address_that_was_checked(
     web: Web, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +261,14 @@ def test_a_page_that_never_ends_is_given_up(web: Web, make: Make) -> None:
         ("::ffff:93.184.216.34", True),
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
+        ("64:ff9b::5db8:d822", True),
+        ("64:ff9b:1::7f00:1", False),
+        ("64:ff9b:1::5db8:d822", False),
+        ("fec0::1", False),
+        ("feff::1", False),
+        ("::127.0.0.1", False),
+        ("::10.1.2.3", False),
+        ("::ffff:0:7f00:1", False),
     ],
 )
 def test_which_addresses_are_public(address: str, expected: bool) -> None:

@@ -28,7 +28,7 @@ from axpo.errors import (
     ToolError,
     ToolFault,
 )
-from axpo.protocols import ClosableTool, MeteredTool, StatefulTool, Tool, ToolContext
+from axpo.protocols import ClosableTool, MeteredTool, SelfTimedTool, StatefulTool, Tool, ToolContext
 from axpo.rollout.arguments import find_misfit
 from axpo.rollout.bounds import Bounds, Shorten, bound_content, shorten_by_bytes
 from axpo.types import Content, FailureKind, ToolCall, ToolFailure, ToolResult
@@ -191,7 +191,7 @@ class ToolExecutor:
         except Exception as error:
             if deadline.expired():  # a TimeoutError of the tool's own, a lost connection say, is not the model's doing
                 message = f"{call.name} did not finish within {limits.timeout_s:g} s."
-                if getattr(tool, "bounds_its_time", False):
+                if isinstance(tool, SelfTimedTool):
                     raise ToolFault(f"tool {message}", can_retry=False) from error
                 return (), ToolFailure(kind=FailureKind.TIMEOUT, message=message)
             message = f"tool {call.name} raised {type(error).__name__}: {error}"

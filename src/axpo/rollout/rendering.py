@@ -5,8 +5,8 @@ expands image placeholders. Three promises (`docs/rendering.md` shows them token
 
 - What the policy sampled stays as it is. A tool turn is what the template writes *after* the end-of-turn token,
   tokenised by itself and appended.
-- Text from outside (questions, tool results) cannot become a control token: `<|im_end|>` in a tool's output is read as
-  ten characters, not as the end of a turn.
+- Text from outside (questions, tools and their results) cannot become a control token: `<|im_end|>` in a tool's output
+  is read as ten characters, not as the end of a turn.
 - A demonstration is built from the same pieces as a rollout, hence has the same tokens.
 """
 
@@ -42,7 +42,7 @@ FORBIDDEN_TOKENS = (
 
 # A noncharacter, which Unicode reserves for use inside a program. It stands where a control token's text is cut in two.
 _CUT = "\ufdd0"
-# Whose text may hold which tags as tags: the developer's (system, tools) all, a demonstration's its own, others none.
+# Whose text may hold which tags as tags: the developer's (system) all, a demonstration's its own, others none.
 _TAGS_OF_ROLE = {
     "system": (*THINK_TAGS, *CALL_TAGS, *RESULT_TAGS),
     "assistant": (*THINK_TAGS, *CALL_TAGS),
@@ -280,7 +280,8 @@ class QwenRenderer:
 
     def _template_tool(self, tool: ToolSpec) -> dict[str, Any]:
         function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-        return {"type": "function", "function": self._guard_values(function, "system")}
+        # an MCP server writes it: a tag in a description is text
+        return {"type": "function", "function": self._guard_values(function, "tool")}
 
     def _template_message(self, message: Message) -> dict[str, Any]:
         role = message.role

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from axpo.errors import ConfigError, MissingExtraError, ToolError, ToolFault
 from axpo.protocols import ToolContext
@@ -69,7 +69,7 @@ class _Offer:
 class McpTool:
     """An `axpo.protocols.Tool` of an MCP server."""
 
-    bounds_its_time = True
+    bounds_its_time: Literal[True] = True
 
     def __init__(self, server: McpServer, offer: _Offer) -> None:
         self.spec = offer.spec

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from axpo.errors import ConfigError, ToolError, ToolFault
@@ -26,12 +26,16 @@ from axpo.workers import WorkError, text_workers
 
 MAX_PARTS = 1000
 _MAX_HOPS = 5
+_WEB_PORTS = (80, 443)
 MIN_READ_S = 1.0
 """Time to read a page that arrived at the last moment."""
 _READ_PAGE = "axpo.tools.search.text:read_page"
 _HTML = ("text/html", "application/xhtml+xml")
 _PLAIN = ("application/json", "application/xml")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_CARRIES_IPV4 = tuple(ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96"))
+"""NAT64, IPv4-compatible and IPv4-translated addresses: the last 32 bits are an IPv4 address."""
+_LOCAL = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("fec0::/10"))
+"""NAT64 within a site, and site-local addresses: Python calls some of them global."""
 
 
 class KnownPages:
@@ -63,7 +67,7 @@ class OpenPageTool:
     address of its own making. A page that cannot be had is a `ToolError`: nobody but the model chose it.
     """
 
-    bounds_its_time = True
+    bounds_its_time: Literal[True] = True
 
     def __init__(
         self,
@@ -137,13 +141,14 @@ class PageFetcher:
     """Fetches pages of the public web.
 
     A host whose name resolves to an address that is not public is refused, at every redirect anew, and the connection
-    goes to the very address that was checked. `allow_hosts` names exceptions, as written in the page's address.
+    goes to the very address that was checked. `allow_hosts` names exceptions, as written in the page's address: a host
+    for the web's own ports 80 and 443, `host:port` for another port.
     """
 
     def __init__(self, client: HttpClient, domains: Domains, *, allow_hosts: Iterable[str] = ()) -> None:
         self._client = client
         self._domains = domains
-        self._allow_hosts = frozenset(allow_hosts)
+        self._allow_hosts = frozenset(map(_read_host, allow_hosts))
 
     @property
     def identity(self) -> dict[str, list[str]]:
@@ -151,7 +156,7 @@ class PageFetcher:
         return {
             "include_domains": self._domains.include,
             "exclude_domains": self._domains.exclude,
-            "allow_hosts": sorted(self._allow_hosts),
+            "allow_hosts": sorted(f"{host}:{port}" if port else host for host, port in self._allow_hosts),
         }
 
     async def text(self, url: str) -> str:
@@ -206,9 +211,12 @@ class PageFetcher:
             raise _unreadable("its address is no plain web address")
         if not self._domains.allow(url):
             raise _unreadable("its domain is not allowed")
-        if host in self._allow_hosts:
+        default_port = 443 if parts.scheme == "https" else 80
+        if (host, port or default_port) in self._allow_hosts or (
+            (host, None) in self._allow_hosts and (port or default_port) in _WEB_PORTS
+        ):
             return await self._client.request("GET", url, follow_redirects=False)
-        address = await _public_address(host, port or (443 if parts.scheme == "https" else 80))
+        address = await _public_address(host, port or default_port)
         bracketed = f"[{address}]" if ":" in address else address
         suffix = f":{port}" if port else ""
         return await self._client.request(
@@ -232,13 +240,26 @@ async def _public_address(host: str, port: int) -> str:
     return addresses[0]
 
 
+def _read_host(written: str) -> tuple[str, int | None]:
+    """Host and port of an entry of `allow_hosts`. Raises `ConfigError`."""
+    try:
+        parts = urlsplit(f"//{written}")
+        if parts.hostname and parts.netloc == written:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise ConfigError(f"allow_hosts: {written[:100]!r} is no host. Write it as wiki.local or wiki.local:8080.")
+
+
 def is_public(address: str) -> bool:
     """True for an address of the public internet, also where an IPv6 address carries an IPv4 one."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
+        if any(ip in network for network in _LOCAL):
+            return False
         teredo = ip.teredo[1] if ip.teredo else None
         carried = ip.ipv4_mapped or ip.sixtofour or teredo
-        if carried is None and ip in _NAT64:
+        if carried is None and any(ip in network for network in _CARRIES_IPV4):
             carried = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if carried is not None:
             ip = carried
