@@ -137,6 +137,8 @@ class _Worker:
         self._known_jobs: set[str] = set()
         self._deadline_s = 0.0
         environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        # numpy reserves address space for each thread of its linear algebra
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
             # -P: the current folder may hold a file that hides a module of the standard library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from axpo.errors import CheckpointError, DataError
 from axpo.models.preprocessing import ImagePreprocessor
+from axpo.models.scratch import TEMPLATE_PATH
 from axpo.protocols import ParsedTurn
-from axpo.rollout.rendering import CALL_TAGS, RESULT_TAGS, THINK_TAGS, QwenRenderer
+from axpo.rollout.rendering import CALL_TAGS, OWN_TEMPLATE_SHA256, RESULT_TAGS, THINK_TAGS, QwenRenderer
 from axpo.types import Content, ImageRef, Message, SegmentKind, ToolCall, ToolResult, ToolSpec
 
 GOOD_CALL = '<tool_call>\n{"name": "zoom", "arguments": {"x": 1}}\n</tool_call>'
@@ -399,6 +401,42 @@ def test_template_that_refuses_a_dialogue_is_a_data_error(checkpoint_copy: Path)
     (checkpoint_copy / "chat_template.jinja").write_text(guard + INSTRUCT_TEMPLATE)
     with pytest.raises(DataError, match="refuses this dialogue: no bad ones"):
         load(checkpoint_copy).render_prompt([text_message("user", "bad")], [])
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "its chat template cannot be rendered: it takes too long",
+        ),
+        ("{% set text = 'a' * 9999999999 %}", "its chat template cannot be rendered: it needs too much memory"),
+    ],
+)
+def test_a_template_without_end_is_refused(
+    checkpoint_copy: Path, body: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.rollout.rendering.RENDER_CPU_S", 0.5)
+    (checkpoint_copy / "chat_template.jinja").write_text(body + INSTRUCT_TEMPLATE)
+    with pytest.raises(CheckpointError, match=reason):
+        load(checkpoint_copy)
+
+
+def test_a_worker_renders_what_the_tokenizer_does(renderer: QwenRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [
+        text_message("system", "s"),
+        Message(role="user", content=(Content(text="ü"), Content(image=PICTURE))),
+        Message(role="assistant", reasoning="r", tool_calls=(ToolCall(id="x", name="act", arguments={"a": [1, "b"]}),)),
+        Message(role="tool", content=(Content(text="result"),)),
+    ]
+    tool = ToolSpec(name="act", description="d", parameters={"type": "object", "properties": {"a": {}}})
+    here = renderer.render_prompt(messages, [tool])
+    monkeypatch.setattr("axpo.rollout.rendering.OWN_TEMPLATE_SHA256", "")
+    assert renderer.render_prompt(messages, [tool]) == here
+
+
+def test_the_template_that_is_rendered_here_is_that_of_new_models() -> None:
+    assert hashlib.sha256(TEMPLATE_PATH.read_bytes()).hexdigest() == OWN_TEMPLATE_SHA256
 
 
 @pytest.mark.parametrize(
