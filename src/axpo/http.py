@@ -88,13 +88,16 @@ class HttpClient:
         if encoding.lower() not in ("", "identity", "gzip", "deflate"):
             raise ValueError(f"unasked content encoding {encoding[:20]!r}")
         unpack = zlib.decompressobj(wbits=47) if encoding.lower() in ("gzip", "deflate") else None
-        body = bytearray()
+        body, num_packed = bytearray(), 0
         async for chunk in chunks:
             # one byte more than allowed tells a body that fits from one that is cut
             room = self._max_bytes + 1 - len(body)
             body += unpack.decompress(chunk, room) if unpack else chunk[:room]
-            if len(body) > self._max_bytes:
+            num_packed += len(chunk)  # blocks that unpack to nothing can go on without end
+            if max(len(body), num_packed) > self._max_bytes:
                 raise ValueError(f"the answer is larger than {self._max_bytes} bytes")
+            if unpack is not None and unpack.eof:
+                break  # whatever follows would be kept in memory as unused
         return bytes(body)
 
     async def close(self) -> None:

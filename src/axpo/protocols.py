@@ -47,7 +47,11 @@ class InferenceEngine(Protocol):
         ...
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """Sample one completion. Raises `axpo.errors.EngineFault` when the engine failed."""
+        """Sample one completion. Raises `axpo.errors.EngineFault` when the engine failed.
+
+        It must end the completion at the request's `time_limit_s` by itself: a turn that the model makes long is the
+        model's, an engine that does not answer is an infrastructure failure.
+        """
         ...
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -167,10 +171,21 @@ class Tool(Protocol):
         `axpo.errors.ToolFault` for a fault of ours; any other exception counts as a fault of ours. When it is
         cancelled (the timeout passed), it must leave nothing running.
 
-        A timeout counts against the model, which asked for too much. A tool with an attribute `bounds_its_time = True`
-        ends long calls itself and says whose fault they are: the run's own timeout is a wide fence then, and a fault of
-        ours.
+        A timeout counts against the model, which asked for too much; see also `SelfTimedTool`.
         """
+        ...
+
+
+@runtime_checkable
+class SelfTimedTool(Tool, Protocol):
+    """A tool that ends long calls itself and says whose fault they are.
+
+    The run's own timeout is a wide fence then, and passing it is an infrastructure failure.
+    """
+
+    @property
+    def bounds_its_time(self) -> Literal[True]:
+        """Marks such a tool."""
         ...
 
 

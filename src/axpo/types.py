@@ -29,7 +29,7 @@ class StopReason(StrEnum):
     ANSWERED = "answered"  # the policy ended its turn without a tool call
     TURN_LIMIT = "turn_limit"  # it asked for one more tool call than the limit allows
     TOKEN_LIMIT = "token_limit"  # the response is full, or a tool result would fill it
-    TIME_LIMIT = "time_limit"  # the wall-clock limit passed between two turns; within one it is an engine fault
+    TIME_LIMIT = "time_limit"  # the wall-clock limit passed
 
     @property
     def is_truncated(self) -> bool:
@@ -243,6 +243,8 @@ class GenerationRequest:
     sampling: SamplingParams
     seed: int
     """Alone decides the random choices of this request, whatever else is in the batch."""
+    time_limit_s: float = math.inf
+    """This long after its first token the engine ends the completion with what it has sampled, by "length"."""
 
 
 def _check_logprobs(owner: str, logprobs: Iterable[float]) -> None:

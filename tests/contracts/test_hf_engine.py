@@ -95,6 +95,13 @@ def run_all(engine: HfEngine, requests: Sequence[GenerationRequest]) -> list[Com
     return asyncio.run(gather())
 
 
+def test_a_completion_ends_at_its_time_limit(setting: Any, build: Any) -> None:
+    request = ask(setting.dialogue(9, seed=2), num_tokens=40)
+    whole, cut = run_all(build(), [request, dataclasses.replace(request, time_limit_s=0.0)])
+    assert len(whole.token_ids) == 40
+    assert (cut.token_ids, cut.finish_reason) == (whole.token_ids[:1], "length")
+
+
 def recompute(
     setting: Any, model: Any, request: GenerationRequest, completion: Completion, banned: Sequence[int] = ()
 ) -> Tensor:

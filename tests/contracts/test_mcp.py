@@ -53,11 +53,12 @@ def start() -> Iterator[Start]:
 
 
 def children() -> set[int]:
-    """Processes whose parent is this one, zombies included."""
+    """Processes whose parent is this one, zombies included, but the workers that check schemas."""
     found: set[int] = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            is_child = int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid()
+            if is_child and b"axpo.worker_process" not in stat.with_name("cmdline").read_bytes():
                 found.add(int(stat.parent.name))
     return found
 
@@ -77,6 +78,13 @@ def call(tool: McpTool, how: str, where: ToolContext | None = None) -> tuple[Con
 def text(tool: McpTool, how: str) -> str | None:
     (block,) = call(tool, how)
     return block.text
+
+
+def deep_schema(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return {"type": "object"} | schema
 
 
 def eventually(check: Callable[[], bool]) -> bool:
@@ -200,6 +208,55 @@ def test_arguments_that_json_cannot_carry_are_the_models_fault(start: Start, arg
         with pytest.raises(ToolError, match="cannot be sent") as caught:
             asyncio.run(tool.run(ToolCall(id="c", name="act", arguments=each), context()))
         assert caught.value.kind == FailureKind.BAD_ARGUMENTS
+
+
+def offer(output_schema: Any) -> dict[str, str]:
+    """Environment of a server whose tool promises results of this form."""
+    schema = {"type": "object", "properties": {"how": {"type": "string"}}}
+    return {"TOOLS": json.dumps([{"name": "act", "inputSchema": schema, "outputSchema": output_schema}])}
+
+
+def test_a_result_that_breaks_the_servers_own_schema_is_a_fault(start: Start) -> None:
+    tool = start(env=offer({"type": "object", "properties": {"name": {"type": "integer"}}}))
+    with pytest.raises(ToolFault, match=r"answered with what is no result of act: 'ü' is not of type 'integer'"):
+        call(tool, "structured")
+    with pytest.raises(ToolFault, match=r"answered with what is no result of act: None is not of type 'object'"):
+        call(tool, "text")
+    with pytest.raises(ToolError, match="no such bird"):  # an error needs no structured content
+        call(tool, "error")
+    assert text(start(env=offer({"type": "object"})), "structured") == '{"n": 1, "name": "ü"}'
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"name": {"pattern": "^(a+)+$"}}},
+        {
+            "type": "object",
+            "$ref": "#/$defs/f0",
+            "$defs": {f"f{n}": {"allOf": [{"$ref": f"#/$defs/f{n + 1}"}] * 2} for n in range(40)} | {"f40": {}},
+        },
+    ],
+)
+def test_a_result_whose_check_takes_long_is_given_up(
+    start: Start, schema: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = start(env=offer(schema))
+    monkeypatch.setattr("axpo.tools.mcp.schema.CHECK_CPU_S", 0.3)
+
+    async def together() -> tuple[Any, float]:
+        """The call, and the longest time for which the event loop stood still meanwhile."""
+        waiting, longest_s = asyncio.create_task(acall(tool, "backtracking")), 0.0
+        while not waiting.done():
+            before_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - before_s)
+        return waiting.exception(), longest_s
+
+    error, longest_s = asyncio.run(together())
+    assert isinstance(error, ToolError) and error.kind == FailureKind.EXECUTION_ERROR
+    assert str(error) == "act: the result cannot be checked: it takes too long"
+    assert longest_s < 0.25
 
 
 # -- faults of the server ---------------------------------------------------------------------------------------------
@@ -499,6 +556,14 @@ def test_a_server_that_cannot_be_used_is_a_config_error(options: dict[str, Any],
             [{"name": "a", "inputSchema": {"type": "object", "properties": {"b": {"$ref": "http://h/s"}}}}],
             r"the argument schema of a refers to 'http://h/s', which is not in it\. Choose other tools",
         ),
+        (
+            [{"name": "a", "inputSchema": {"type": "object", "anyOf": [{}] * 26_000}}],
+            r"MCP server mcp: the argument schema of a has 1\d+ characters, more than 100000\. Choose other tools",
+        ),
+        (
+            [{"name": "a", "inputSchema": {"type": "object"}, "outputSchema": deep_schema(70)}],
+            r"MCP server mcp: the result schema of a is nested more than 64 levels deep\. Choose other tools",
+        ),
         ("x", r"tools"),
     ],
 )
@@ -610,8 +675,10 @@ class NeverLetsGo(BaseHTTPRequestHandler):
     let_go = threading.Event()
 
     def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        answers = {
+        self.reply(json.loads(self.rfile.read(int(self.headers["content-length"]))), {})
+
+    def reply(self, request: Any, further: dict[str, Any]) -> None:
+        answers = further | {
             "initialize": {
                 "result": {
                     "protocolVersion": "2025-06-18",
@@ -652,6 +719,137 @@ def test_close_ends_a_session_that_does_not_want_to_leave(monkeypatch: pytest.Mo
         finally:
             NeverLetsGo.let_go.set()
             server.shutdown()
+
+
+class Floods(NeverLetsGo):
+    """Speaks MCP with sessions and breaks its rules in the way that `mode` says, until `let_go`."""
+
+    mode = ""
+    num_requests = 0
+    num_open = 0
+    let_go = threading.Event()
+    PING = b'data: {"jsonrpc": "2.0", "id": "p%d", "method": "ping"}\n\n'
+
+    def do_GET(self) -> None:
+        type(self).num_requests += 1
+        if self.mode == "retry":
+            self.stream(lambda: False)
+        elif self.mode in ("pings", "comments"):
+            data = self.PING % self.num_requests if self.mode == "pings" else b":" + b"a" * 4096 + b"\n"
+            type(self).num_open += 1
+            self.stream(lambda: self.chunk(data) and not self.let_go.wait(0.02))
+            type(self).num_open -= 1
+        else:
+            self.send_error(405)
+
+    def do_POST(self) -> None:
+        length = int(self.headers["content-length"])
+        request = json.loads(self.rfile.read(length))
+        if "result" in request or "error" in request:  # of our pings: never answered
+            self.let_go.wait()
+        elif request.get("method") == "tools/call" and request["params"]["arguments"] != {"how": "hello"}:
+            type(self).num_open += 1
+            with contextlib.suppress(OSError):
+                self.misbehave()
+            type(self).num_open -= 1
+        else:
+            answer = {"content": [{"type": "text", "text": "hello"}]}
+            self.reply(request, {"tools/call": {"result": answer}})
+
+    def misbehave(self) -> None:
+        if self.mode == "continue":
+            while not self.let_go.is_set():
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 10)
+                time.sleep(0.005)
+        elif self.mode == "retry":
+            self.stream(lambda: False)
+        elif self.mode == "pings in a call":
+            self.stream(lambda: self.chunk(self.PING % self.num_requests) and not self.let_go.wait(0.001))
+
+    def stream(self, more: Callable[[], bool]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b"id: 1\nretry: 0\ndata:\n\n")
+        while not self.let_go.is_set() and more():
+            type(self).num_requests += 1
+
+    def chunk(self, data: bytes) -> bool:
+        try:
+            self.wfile.write(data)
+            self.wfile.flush()
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture
+def floods(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., McpTool]]:
+    monkeypatch.setattr("axpo.tools.mcp.http.ABORT_GRACE_S", 0.2)
+    monkeypatch.setattr("axpo.tools.mcp.connection.CLOSE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("axpo.tools.mcp.connection.PROBE_TIMEOUT_S", 1.0)
+    started: list[McpTool] = []
+    Floods.let_go.clear()
+    Floods.num_requests = Floods.num_open = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Floods) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def start(mode: str, **options: Any) -> McpTool:
+            Floods.mode = mode
+            url = f"http://127.0.0.1:{server.server_port}/mcp"
+            started.append(mcp_tools(**{"url": url, "call_timeout_s": 0.5, "start_timeout_s": 5.0} | options)[0])
+            return started[-1]
+
+        yield start
+        Floods.let_go.set()
+        for tool in started:
+            tool.close()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("mode", ["continue", "retry", "hang"])
+def test_the_request_of_a_call_that_was_given_up_is_ended(floods: Callable[..., McpTool], mode: str) -> None:
+    tool = floods(mode)
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(acall(tool, "misbehave") for _ in range(4)), return_exceptions=True)
+
+    outcomes = asyncio.run(together())
+    assert {type(each) for each in outcomes} <= {ToolError, ToolFault}
+    # they last for as long as the longest call may take; then only the stream on which a server may speak is left
+    assert eventually(lambda: Floods.num_open == 0)
+    time.sleep(5.5 if mode == "retry" else 0)
+    num_requests = Floods.num_requests
+    time.sleep(1.2)
+    assert Floods.num_requests - num_requests <= 4
+    assert num_requests <= 5 * 2 * 7
+    assert text(tool, "hello") == "hello"
+
+
+@pytest.mark.parametrize("mode", ["pings", "comments"])
+def test_a_server_that_floods_between_two_calls_is_cut_off(floods: Callable[..., McpTool], mode: str) -> None:
+    tool = floods(mode, max_result_mb=0.05)
+
+    def connection() -> Any:
+        return tool._server._connection  # pyright: ignore[reportPrivateUsage]
+
+    first = connection()
+    assert eventually(lambda: not first.is_open)
+    assert "without" in first._log.cut_off
+    assert eventually(lambda: Floods.num_open == 0)
+    Floods.mode = ""
+    assert text(tool, "hello") == "hello"
+
+
+def test_a_server_that_floods_a_call_with_requests_is_cut_off(floods: Callable[..., McpTool]) -> None:
+    tool = floods("pings in a call", call_timeout_s=20.0)
+    with pytest.raises(
+        ToolFault, match=r"was lost during a call of act: it sent \d+ requests without reading an answer"
+    ):
+        call(tool, "misbehave")
+    assert Floods.num_requests < 20_000
 
 
 class Hostile(threading.Thread):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
+import json
 import logging
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -324,6 +327,16 @@ def bomb(request: Request) -> Reply:
     return Reply(200, gzip.compress(b" " * 50_000_000), {"Content-Encoding": "gzip"})
 
 
+def empty_blocks(request: Request) -> Reply:
+    """Packed data without end that unpacks to nothing."""
+    packer = zlib.compressobj(wbits=31)
+    start = packer.compress(b" ") + packer.flush(zlib.Z_FULL_FLUSH)
+    return Reply(200, itertools.chain([start], iter(lambda: b"\x00\x00\x00\xff\xff" * 10_000, None)), GZIP)
+
+
+GZIP = {"Content-Encoding": "gzip"}
+
+
 def silent(request: Request) -> Reply:
     raise ConnectionError
 
@@ -346,6 +359,7 @@ def silent(request: Request) -> Reply:
         (lambda request: Reply(307, b"", {"Location": "/search"}), "TooManyRedirects"),
         (endless, "larger than 4000000 bytes"),
         (bomb, "larger than 4000000 bytes"),
+        (empty_blocks, "larger than 4000000 bytes"),
         (silent, "127.0.0.1"),
     ],
 )
@@ -353,6 +367,15 @@ def test_a_broken_service_is_a_fault_of_ours(make: Make, respond: Callable[[Requ
     with serving(respond) as server, pytest.raises(ToolFault, match=message) as caught:
         search(make(url=server.url), "otter")
     assert caught.value.can_retry and KEY not in str(caught.value)
+
+
+def test_what_follows_the_end_of_a_packed_answer_is_not_read(make: Make) -> None:
+    def respond(request: Request) -> Reply:
+        answer = gzip.compress(json.dumps({"results": PAGES}).encode())
+        return Reply(200, itertools.chain([answer], iter(lambda: b"\0" * 65536, None)), GZIP)
+
+    with serving(respond) as server:
+        assert "Otter 1" in search(make(url=server.url), "otter")
 
 
 def test_a_service_that_never_ends_its_answer_is_given_up(make: Make) -> None:

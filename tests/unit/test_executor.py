@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from axpo.errors import ConfigError, DataError, QuotaError, ToolError, ToolFault
 from axpo.images import ContentImageStore
 from axpo.protocols import ToolContext
-from axpo.rollout.arguments import check_schema, explain_misfit
+from axpo.rollout.arguments import check_schema, explain_misfit, find_misfit
 from axpo.rollout.bounds import Bounds, shorten_by_bytes
 from axpo.rollout.executor import ToolExecutor, ToolLimits
 from axpo.tools.fakes import EchoTool
@@ -37,10 +38,11 @@ class Tool:
 
     act: Callable[[ToolCall, ToolContext], Any]
     name: str = "tool"
+    parameters: dict[str, Any] = field(default_factory=lambda: {"type": "object"})
 
     @property
     def spec(self) -> ToolSpec:
-        return ToolSpec(name=self.name, description="", parameters={"type": "object"})
+        return ToolSpec(name=self.name, description="", parameters=self.parameters)
 
     async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
         result = self.act(call, context)
@@ -425,6 +427,53 @@ def test_what_a_tool_waited_is_not_the_rollouts_time() -> None:
 )
 def test_a_schema_that_cannot_be_used_is_refused_when_the_tool_is_made(parameters: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
+        check_schema(ToolSpec(name="mine", description="", parameters=parameters))
+
+
+def tower(height: int) -> dict[str, Any]:
+    """A small schema that takes 2**height steps to check."""
+    floors = {f"f{n}": {"allOf": [{"$ref": f"#/$defs/f{n + 1}"}] * 2} for n in range(height)}
+    return {"$ref": "#/$defs/f0", "$defs": {**floors, f"f{height}": {"minProperties": 0}}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "value"),
+    [
+        ({"properties": {"a": {"multipleOf": 0.01}}}, 10**400),
+        ({"properties": {"a": {"enum": [["x"]]}}}, "deep"),
+        ({"properties": {"a": {"uniqueItems": True}}}, [{"n": n} for n in range(3000)]),
+        ({"properties": {"a": {"items": {"anyOf": [{"const": n} for n in range(3000)]}}}}, ["x"] * 3000),
+        ({"properties": {"a": tower(40)}, "$defs": tower(40)["$defs"]}, {}),
+    ],
+)
+def test_arguments_whose_check_fails_or_takes_long_are_the_models_mistake(
+    rules: Any, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.rollout.arguments.CHECK_CPU_S", 0.5)
+    if value == "deep":
+        value = "x"
+        for _ in range(900):
+            value = [value]
+    tool = Tool(lambda *_: text("x"), parameters={"type": "object", **rules})
+    started_s = time.process_time()
+    result = run(executor(tool), call(a=value))
+    assert time.process_time() - started_s < 0.5  # the work was done, and ended, in another process
+    assert result.failure is not None and result.failure.kind is FailureKind.BAD_ARGUMENTS
+
+
+def test_a_check_in_a_worker_says_the_same_as_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ToolSpec(name="t", description="", parameters=SCHEMA)
+    for arguments in ({}, {"bbox": [1, 2, 3, "4"]}, {"bbox": [1, 2, 3, 4], "mod": "fast"}, {"bbox": [1, 2, 3, 4]}):
+        quick = asyncio.run(find_misfit(arguments, spec))
+        with monkeypatch.context() as patch:
+            patch.setattr("axpo.rollout.arguments.MAX_QUICK_COMPARISONS", 0)
+            assert asyncio.run(find_misfit(arguments, spec)) == quick
+
+
+def test_a_schema_that_takes_long_is_refused_when_the_tool_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("axpo.rollout.arguments.CHECK_CPU_S", 0.5)
+    parameters = {"type": "object", **tower(40)}
+    with pytest.raises(ConfigError, match="tool mine: its parameters cannot be checked: it takes too long"):
         check_schema(ToolSpec(name="mine", description="", parameters=parameters))
 
 

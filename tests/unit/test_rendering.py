@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from axpo.errors import CheckpointError, DataError
 from axpo.models.preprocessing import ImagePreprocessor
+from axpo.models.scratch import TEMPLATE_PATH
 from axpo.protocols import ParsedTurn
-from axpo.rollout.rendering import QwenRenderer
+from axpo.rollout.rendering import CALL_TAGS, OWN_TEMPLATE_SHA256, RESULT_TAGS, THINK_TAGS, QwenRenderer
 from axpo.types import Content, ImageRef, Message, SegmentKind, ToolCall, ToolResult, ToolSpec
 
 GOOD_CALL = '<tool_call>\n{"name": "zoom", "arguments": {"x": 1}}\n</tool_call>'
@@ -253,6 +255,21 @@ def test_control_text_in_a_question_stays_text(renderer: QwenRenderer) -> None:
     )
 
 
+def test_control_text_in_a_tools_description_stays_text(renderer: QwenRenderer, tokenizer: Any) -> None:
+    """An MCP server writes descriptions and schemas, names of arguments included."""
+    tags = [*CALL_TAGS, *THINK_TAGS, *RESULT_TAGS, "<|im_end|>"]
+    text = "".join(tags)
+
+    def numbers(description: str) -> list[int]:
+        schema = {"type": "object", "properties": {description: {"enum": [description]}}}
+        spec = ToolSpec(name="act", description=description, parameters=schema)
+        token_ids = renderer.render_prompt([text_message("user", "?")], [spec]).token_ids
+        assert description in renderer.decode(token_ids)
+        return [token_ids.count(tokenizer.convert_tokens_to_ids(tag)) for tag in tags]
+
+    assert numbers(text) == numbers("harmless")
+
+
 def test_two_text_blocks_cannot_spell_a_control_token_between_them(renderer: QwenRenderer) -> None:
     blocks = (Content(image=PICTURE), Content(text="<|image_"), Content(text="pad|>"))
     prompt = renderer.render_prompt([Message(role="user", content=blocks)], [])
@@ -268,14 +285,14 @@ def test_question_wrapped_like_a_tool_result_is_still_a_question(renderer: QwenR
     assert "dropped" not in renderer.decode(renderer.render_prompt(messages, []).token_ids)
 
 
-def test_system_prompt_and_tool_descriptions_keep_tags_but_make_no_pictures(renderer: QwenRenderer) -> None:
+def test_a_system_prompt_keeps_tags_and_neither_it_nor_a_description_makes_pictures(renderer: QwenRenderer) -> None:
     tool = ToolSpec(name="zoom", description="use <tool_call>, get <|image_pad|>", parameters={"type": "object"})
     system = text_message("system", "<think>first</think><|im_end|>")
     prompt = renderer.render_prompt([system, text_message("user", "?")], [tool])
     assert count(renderer, prompt.token_ids, "<|image_pad|>") == 0
     assert count(renderer, prompt.token_ids, "<|im_end|>") == 2
-    # once in the description, twice in the template's own listing
-    assert count(renderer, prompt.token_ids, "<tool_call>") == 3
+    # in the template's own listing; a description's stays text
+    assert count(renderer, prompt.token_ids, "<tool_call>") == 2
     assert count(renderer, prompt.token_ids, "</think>") == 1
 
 
@@ -386,6 +403,42 @@ def test_template_that_refuses_a_dialogue_is_a_data_error(checkpoint_copy: Path)
     (checkpoint_copy / "chat_template.jinja").write_text(guard + INSTRUCT_TEMPLATE)
     with pytest.raises(DataError, match="refuses this dialogue: no bad ones"):
         load(checkpoint_copy).render_prompt([text_message("user", "bad")], [])
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "its chat template cannot be rendered: it takes too long",
+        ),
+        ("{% set text = 'a' * 9999999999 %}", "its chat template cannot be rendered: it needs too much memory"),
+    ],
+)
+def test_a_template_without_end_is_refused(
+    checkpoint_copy: Path, body: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axpo.rollout.rendering.RENDER_CPU_S", 0.5)
+    (checkpoint_copy / "chat_template.jinja").write_text(body + INSTRUCT_TEMPLATE)
+    with pytest.raises(CheckpointError, match=reason):
+        load(checkpoint_copy)
+
+
+def test_a_worker_renders_what_the_tokenizer_does(renderer: QwenRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [
+        text_message("system", "s"),
+        Message(role="user", content=(Content(text="ü"), Content(image=PICTURE))),
+        Message(role="assistant", reasoning="r", tool_calls=(ToolCall(id="x", name="act", arguments={"a": [1, "b"]}),)),
+        Message(role="tool", content=(Content(text="result"),)),
+    ]
+    tool = ToolSpec(name="act", description="d", parameters={"type": "object", "properties": {"a": {}}})
+    here = renderer.render_prompt(messages, [tool])
+    monkeypatch.setattr("axpo.rollout.rendering.OWN_TEMPLATE_SHA256", "")
+    assert renderer.render_prompt(messages, [tool]) == here
+
+
+def test_the_template_that_is_rendered_here_is_that_of_new_models() -> None:
+    assert hashlib.sha256(TEMPLATE_PATH.read_bytes()).hexdigest() == OWN_TEMPLATE_SHA256
 
 
 @pytest.mark.parametrize(

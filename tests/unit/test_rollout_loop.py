@@ -26,6 +26,7 @@ from axpo.rollout.seeding import derive_seed
 from axpo.tools.fakes import EchoTool, FailingTool
 from axpo.tools.image_zoom import ImageZoomTool
 from axpo.types import (
+    Completion,
     Content,
     FailureKind,
     GenerationRequest,
@@ -327,9 +328,23 @@ def test_the_clock_is_read_between_the_calls_of_a_turn(world: World) -> None:
     assert 0 < len(rollout.tool_results) < 10
 
 
-def test_an_engine_that_never_answers_is_our_fault(world: World) -> None:
+def test_a_turn_that_outlasts_the_clock_is_cut_and_scored(world: World) -> None:
+    """A policy that escapes a bad grade by slow turns would learn to write them."""
+    rollout = world.run(world.setup(world.engine(ANSWER, delay_s=0.1), time_limit_s=0.05))
+    assert rollout.stop_reason is StopReason.TIME_LIMIT
+    assert rollout.reward == 0.0
+    num_sampled = len(rollout.token_ids) - rollout.segments[0].stop
+    assert 0 < num_sampled < len(world.encode(ANSWER))
+
+
+def test_an_engine_that_never_answers_is_our_fault(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(ScriptedEngine):
+        async def generate(self, request: GenerationRequest) -> Completion:
+            return await asyncio.Event().wait()  # type: ignore[return-value]  # never returns
+
+    monkeypatch.setattr("axpo.rollout.loop.ENGINE_GRACE_S", 0.05)
     with pytest.raises(EngineFault, match="did not answer"):
-        world.run(world.setup(world.engine(ANSWER, delay_s=3600), time_limit_s=0.05))
+        world.run(world.setup(Stuck({}), time_limit_s=0.05))
 
 
 def test_a_reward_that_hangs_ends_the_run_and_is_named(world: World) -> None:

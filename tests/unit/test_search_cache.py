@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -141,17 +143,7 @@ def torn(path: Path) -> None:
     path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
 
 
-def no_json(path: Path) -> None:
-    cache = AnswerCache(path)
-    cache.put({"n": 5}, "x", is_final=True)
-    cache.close()
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE answers SET outcome = '{'")
-    connection.commit()
-    connection.close()
-
-
-@pytest.mark.parametrize("damage", [not_sqlite, another_database, torn, no_json])
+@pytest.mark.parametrize("damage", [not_sqlite, another_database, torn])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "c.sqlite"
     damage(path)
@@ -161,6 +153,70 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
             cache.get({"n": 5})
         finally:
             cache.close()
+
+
+DAMAGE = [
+    "outcome = '{'",
+    "outcome = '{\"value\": 2}'",
+    "outcome = '[]'",
+    "outcome = CAST(x'22ff22' AS TEXT)",
+    "outcome = 3",
+    "request = '{}'",
+    "is_final = 0",
+    "is_final = 'x'",
+    "digest = 'x'",
+    "digest = x'ff'",
+]
+
+
+@pytest.mark.parametrize("change", DAMAGE)
+def test_a_damaged_entry_is_asked_for_again_and_never_answers(
+    tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "c.sqlite"
+    cache = AnswerCache(path)
+    for number in (4, 5, 6):
+        cache.put({"n": number}, {"value": number}, is_final=True)
+    cache.close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE answers SET {change} WHERE request != '{{\"n\":4}}'")
+    connection.commit()
+    connection.close()
+    replay = AnswerCache(path, must_exist=True)
+    assert replay.get({"n": 4}) == ({"value": 4}, True)
+    with pytest.raises(ConfigError, match=rf"cache {path}: the stored answer to .*5.* is damaged\. Restore the file"):
+        replay.get({"n": 5})
+    replay.close()
+    caplog.set_level(logging.WARNING)
+    cache = AnswerCache(path)
+    assert cache.get({"n": 5}) is None and cache.get({"n": 6}) is None
+    assert [f"cache {path} is damaged" in record.message for record in caplog.records] == [True]
+    assert cache.put({"n": 5}, {"value": "new"}, is_final=True) == {"value": "new"}
+    assert cache.get({"n": 5}) == ({"value": "new"}, True)
+    cache.close()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_flipped_bytes_never_give_a_wrong_answer(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "c.sqlite"
+    cache = AnswerCache(path)
+    for number in range(20):
+        cache.put({"n": number}, {"value": f"answer {number}" * 20}, is_final=True)
+    cache.close()
+    data, random = bytearray(path.read_bytes()), Random(seed)
+    for _ in range(20):
+        data[random.randrange(100, len(data))] = random.randrange(256)
+    path.write_bytes(data)
+    with contextlib.suppress(ConfigError):
+        cache = AnswerCache(path)
+        for number in range(20):
+            with contextlib.suppress(ConfigError):
+                assert cache.get({"n": number}) in (None, ({"value": f"answer {number}" * 20}, True))
+            with contextlib.suppress(ConfigError):
+                cache.put({"n": number}, {"value": "new"}, is_final=True)
+                cache.reserve("search", 5)
+                cache.release("search")
+        cache.close()
 
 
 def test_a_replay_creates_no_file(tmp_path: Path) -> None:

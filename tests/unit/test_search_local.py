@@ -287,3 +287,18 @@ def test_what_is_no_index_is_neither_overwritten_nor_opened(tmp_path: Path) -> N
 def test_wrong_options_say_what_to_do(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SearchTool(**options)
+
+
+def test_a_html_file_that_takes_long_to_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("axpo.tools.search.build._READ_CPU_S", 0.5)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "bad.html").write_text(f"<p {' '.join(f'a{n}' for n in range(100_000))}>x")
+    with pytest.raises(DataError, match=r"bad\.html: its text cannot be read: it takes too long\. Remove it"):
+        build_index(tmp_path / "pages", tmp_path / "index")
+
+
+def test_a_charset_that_python_lacks_does_not_stop_an_index(tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "old.html").write_text('<meta charset="iso-8859-12"><p>heron')
+    build_index(tmp_path / "pages", tmp_path / "index")
+    assert [hit.text for hit, _ in LocalIndex.open(tmp_path / "index").search("heron", 1)] == ["heron"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from axpo.protocols import StatefulTool, ToolContext
 from axpo.rollout.executor import ToolExecutor
 from axpo.tools.search import SearchTool
 from axpo.tools.search.pages import is_public
+from axpo.tools.search.results import clean
 from axpo.tools.search.text import html_text
 from axpo.types import FailureKind, ToolCall
 from search_servers import Reply, Request, Server, serving
@@ -61,7 +63,12 @@ def web() -> Iterator[Web]:
 @pytest.fixture
 def make(web: Web, request: pytest.FixtureRequest) -> Callable[..., tuple[SearchTool, Any]]:
     def make_tools(**options: Any) -> tuple[SearchTool, Any]:
-        given = {"backend": "searxng", "url": web.server.url, "fetch": True, "allow_hosts": ["127.0.0.1"]}
+        given = {
+            "backend": "searxng",
+            "url": web.server.url,
+            "fetch": True,
+            "allow_hosts": [web.server.url.removeprefix("http://")],
+        }
         tool = SearchTool(**given | options)
         request.addfinalizer(tool.close)
         return tool, tool.companions[0]
@@ -190,6 +197,17 @@ def test_without_permission_no_private_address_is_asked(web: Web, make: Make) ->
     assert [request.path.partition("?")[0] for request in web.server.requests] == ["/search"]
 
 
+def test_an_exception_for_a_host_is_none_for_its_other_ports(web: Web, make: Make) -> None:
+    web.pages["/page"] = Reply(200, PAGE)
+    (search, page), into = make(allow_hosts=["127.0.0.1", "127.0.0.1:1"]), context()
+    run(search, into, query="otter")
+    with pytest.raises(ToolError, match="not on the public web"):
+        run(page, into, url=f"{web.server.url}/page")
+    for written in ("http://a.org", "a.org/x", "a.org:x", ""):
+        with pytest.raises(ConfigError, match=r"allow_hosts: .* is no host\. Write it as wiki\.local"):
+            make(allow_hosts=[written])
+
+
 def test_the_connection_goes_to_the_address_that_was_checked(
     web: Web, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +261,14 @@ def test_a_page_that_never_ends_is_given_up(web: Web, make: Make) -> None:
         ("::ffff:93.184.216.34", True),
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
+        ("64:ff9b::5db8:d822", True),
+        ("64:ff9b:1::7f00:1", False),
+        ("64:ff9b:1::5db8:d822", False),
+        ("fec0::1", False),
+        ("feff::1", False),
+        ("::127.0.0.1", False),
+        ("::10.1.2.3", False),
+        ("::ffff:0:7f00:1", False),
     ],
 )
 def test_which_addresses_are_public(address: str, expected: bool) -> None:
@@ -257,6 +283,47 @@ def test_hostile_pages_take_no_time(piece: bytes) -> None:
     start_s = time.process_time()
     html_text(piece * (2_000_000 // len(piece)))
     assert time.process_time() - start_s < 20  # quadratic parsers need minutes
+
+
+@pytest.mark.parametrize("marks", ["\u0301", "\u0323\u0301", "\u0344", "\u0f73", "\u0f71\u0301", "\U0001e8d0\u0301"])
+def test_combining_marks_without_end_take_no_time(marks: str) -> None:
+    text = "e" + marks * (200_000 // len(marks))
+    started_s = time.process_time()
+    assert len(clean(text)) <= 200
+    assert time.process_time() - started_s < 2  # normalizing them takes 10 seconds and more
+
+
+def test_marks_that_languages_use_are_kept() -> None:
+    for text in (
+        "Cafe\u0301",
+        "Tiê\u0301ng Viê\u0323t",
+        "\u05e9\u05c1\u05b8\u05dc\u05d5\u05b9\u05dd",
+        "e" + "\u0316\u0301" * 15,
+    ):
+        assert clean(text) == unicodedata.normalize("NFC", text)
+
+
+def test_a_page_that_takes_long_to_read_is_given_up_at_the_time_limit(web: Web, make: Make) -> None:
+    (search, page), into = make(timeout_s=1.0), context()
+    attributes = " ".join(f"a{n}" for n in range(100_000))  # takes a minute
+    web.pages["/slow"] = Reply(200, f"<p {attributes}>x".encode(), {"Content-Type": "text/html"})
+    run(search, into, query="otter")
+    started_s = time.monotonic()
+    with pytest.raises(ToolError, match=r"The page cannot be opened: its text cannot be read: it takes too long"):
+        run(page, into, url=f"{web.server.url}/slow")
+    assert time.monotonic() - started_s < 10
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-12", "utf16le", "windows-1259"])
+def test_a_charset_that_python_lacks_is_read_as_if_it_were_not_named(
+    web: Web, make: Make, tmp_path: Path, charset: str
+) -> None:
+    body = f'<meta charset="{charset}"><p>été'.encode()
+    web.pages["/page"] = Reply(200, body, {"Content-Type": f"text/html; charset={charset}"})
+    for mode in ("record", "replay"):
+        (search, page), into = make(cache=str(tmp_path / "c.sqlite"), cache_mode=mode), context()
+        run(search, into, query="otter")
+        assert run(page, into, url=f"{web.server.url}/page") == "été"
 
 
 def test_text_of_pages() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from axpo.cli.names import import_object
 from axpo.errors import ConfigError
 from axpo.files import temporary_folder
-from axpo.protocols import ClosableTool, Tool
+from axpo.protocols import ClosableTool, SelfTimedTool, Tool
 from axpo.rollout.arguments import check_schema
 from axpo.rollout.bounds import Bounds, Shorten
 from axpo.rollout.executor import ToolExecutor, ToolLimits
@@ -45,7 +45,7 @@ def build_executor(config: Config, *, shorten: Shorten) -> ToolExecutor:
 
 def _limits(tool: Tool, table: ToolLimitsConfig) -> ToolLimits:
     options = table.model_dump(exclude={"max_result_tokens", "max_result_images", "max_image_px"})
-    if "timeout_s" not in table.model_fields_set and getattr(tool, "bounds_its_time", False):
+    if "timeout_s" not in table.model_fields_set and isinstance(tool, SelfTimedTool):
         options["timeout_s"] = FENCE_S
     return ToolLimits(
         **options,

@@ -6,6 +6,8 @@ Single-threaded and free of asyncio; the engine's worker thread drives it.
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -35,6 +37,8 @@ class DecodeRow:
     is_cancelled: bool = False
     """Nobody waits for it any more."""
     num_restarts: int = 0
+    deadline_s: float = math.inf
+    """By the monotonic clock, once its first token is sampled: until then the engine is what it waits for."""
     random: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -410,9 +414,12 @@ class DecodeBatch:
                 continue
             row.token_ids.append(int(token_id))
             row.logprobs.append(logprob)
+            now_s = time.monotonic()
+            if len(row.token_ids) == 1:
+                row.deadline_s = now_s + row.request.time_limit_s
             if row.token_ids[-1] in self._stop_token_ids:
                 row.finish_reason = "stop"
-            elif len(row.token_ids) == row.request.max_new_tokens:
+            elif len(row.token_ids) == row.request.max_new_tokens or now_s >= row.deadline_s:
                 row.finish_reason = "length"
             if row.is_done:
                 finished.append(row)

@@ -43,7 +43,7 @@ class HfEngine:
     step. Which requests share a step therefore depends on nothing but the requests as long as whatever happens between
     two turns of a rollout happens in the event loop, and with equal seeds a run repeats bit for bit.
 
-    A request has no time limit of its own; cancel the awaiting coroutine to give up on it.
+    Cancel the awaiting coroutine to give up on a request.
     """
 
     def __init__(

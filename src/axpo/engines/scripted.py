@@ -24,7 +24,8 @@ class ScriptedEngine:
     through `generate`.
 
     `logprob` is that of every token in nats, or a function of request and token id; `delay_s` is how long a completion
-    takes, or a function of the request. `requests` and `weight_updates` record what happened, in order.
+    takes, or a function of the request; one that takes longer than the request's time limit is cut in proportion, and
+    finishes by "length". `requests` and `weight_updates` record what happened, in order.
 
     >>> import asyncio
     >>> from axpo.types import SamplingParams
@@ -70,14 +71,17 @@ class ScriptedEngine:
         if self._is_closed:
             raise EngineFault("ScriptedEngine: is closed.")
         self.requests.append(request)
-        await asyncio.sleep(self._delay_s(request) if callable(self._delay_s) else self._delay_s)
-        reply = self._reply(request) if callable(self._reply) else self._look_up(request, self._reply)
-        token_ids = tuple(self._to_ids(reply))[: request.max_new_tokens]
+        delay_s = self._delay_s(request) if callable(self._delay_s) else self._delay_s
+        await asyncio.sleep(min(delay_s, request.time_limit_s))
+        reply = self._to_ids(self._reply(request) if callable(self._reply) else self._look_up(request, self._reply))
+        is_late = delay_s > request.time_limit_s
+        num_in_time = max(1, int(len(reply) * request.time_limit_s / delay_s)) if is_late else len(reply)
+        token_ids = tuple(reply)[: min(num_in_time, request.max_new_tokens)]
         logprob = self._logprob
         return Completion(
             token_ids=token_ids,
             logprobs=tuple(logprob(request, token_id) if callable(logprob) else logprob for token_id in token_ids),
-            finish_reason="stop" if len(self._to_ids(reply)) <= request.max_new_tokens else "length",
+            finish_reason="length" if is_late or len(reply) > request.max_new_tokens else "stop",
             policy_version=self._policy_version,
         )
 

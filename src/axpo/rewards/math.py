@@ -7,30 +7,24 @@ different units are two different answers. Words are compared letter by letter.
 
 from __future__ import annotations
 
-import atexit
 import functools
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 from fractions import Fraction
-from pathlib import Path
-from typing import IO
 
 from axpo.errors import MissingExtraError
 from axpo.rewards.answers import extract_answer, gold_answers, last_box
 from axpo.types import Problem
+from axpo.workers import WorkerPool, WorkError
 
 MAX_ANSWER_CHARS = 500
 """Longer answers are wrong."""
 CPU_LIMIT_S = 3.0
 """Processor time that one comparison may take before it counts as wrong."""
+MEMORY_LIMIT_BYTES = 4 * 2**30
 MAX_ABSOLUTE_ERROR = Fraction(1, 10**6)
 MAX_RELATIVE_ERROR = Fraction(2, 10**6)
 
+_JOB = "axpo.rewards.math_worker:is_equal"
 _SYMBOLS = {
     "−": "-",
     "–": "-",
@@ -136,94 +130,30 @@ def _to_latex(text: str) -> str:
 
 
 class MathVerifier:
-    """`math-verify` behind a process that is started when first needed and again when a request has ended it.
-
-    Safe to call from any thread; requests run one after the other.
-    """
+    """`math-verify` in a worker process. Safe to call from any thread."""
 
     def __init__(self, *, cpu_limit_s: float = CPU_LIMIT_S) -> None:
         self._cpu_limit_s = cpu_limit_s
-        self._process: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
+        self._workers = WorkerPool(memory_bytes=MEMORY_LIMIT_BYTES)
 
     def is_equal(self, gold: str, answer: str) -> bool:
         """True when the expressions are equal; False also when that cannot be told within the limits."""
-        request = json.dumps({"gold": gold, "answer": answer})
-        with self._lock:
-            for _ in range(2):  # the process may have been killed by someone else while it was idle
-                reply = self._ask(request)
-                if reply is not None:
-                    return bool(json.loads(reply)["is_equal"])
-                if self._stop() in (-signal.SIGPROF, -signal.SIGALRM):
-                    return False
-        return False
-
-    def close(self) -> None:
-        """End the process; the next request starts another."""
-        with self._lock:
-            self._stop()
-
-    def _ask(self, request: str) -> str | None:
-        """The reply, or None when the process died."""
-        if self._process is None:
-            self._process = self._start()
-        stdin, stdout = _pipes(self._process)
+        limits = (float(MAX_ABSOLUTE_ERROR), float(MAX_RELATIVE_ERROR))
         try:
-            stdin.write(request + "\n")
-            stdin.flush()
-            return stdout.readline() or None
-        except OSError:
-            return None
-        except BaseException:  # an interrupt: a late reply must not be read as that of the next request
-            self._stop()
-            raise
-
-    def _start(self) -> subprocess.Popen[str]:
-        limits = (self._cpu_limit_s, float(MAX_ABSOLUTE_ERROR), float(MAX_RELATIVE_ERROR))
-        process = subprocess.Popen(
-            # -P: the script's folder holds a math.py that must not hide the standard library's
-            [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")), *map(str, limits)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            start_new_session=True,  # an interrupt at the terminal is for the parent
-        )
-        greeting = _pipes(process)[1].readline()
-        if not greeting or not json.loads(greeting)["is_ready"]:
-            process.kill()
-            process.communicate()
+            return bool(self._workers.run(_JOB, gold, answer, *limits, cpu_s=self._cpu_limit_s))
+        except WorkError:
+            return False
+        except ImportError as error:
             raise MissingExtraError(
                 "the math reward needs math-verify, which cannot be imported: pip install 'math-verify>=0.9,<0.10'"
-            )
-        return process
+            ) from error
 
-    def _stop(self) -> int:
-        """End the process and say how it ended: its exit code, or minus the signal."""
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        process.kill()
-        process.communicate()
-        return process.returncode
-
-
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    assert process.stdin is not None and process.stdout is not None
-    return process.stdin, process.stdout
+    def close(self) -> None:
+        """End the process; the next comparison starts another."""
+        self._workers.close()
 
 
 _verifier = MathVerifier()
-
-
-def _forget_parent_process() -> None:
-    global _verifier
-    _verifier = MathVerifier()
-
-
-# two processes must not share one pair of pipes
-os.register_at_fork(after_in_child=_forget_parent_process)
-atexit.register(lambda: _verifier.close())
 
 
 @functools.lru_cache(maxsize=8192)

@@ -28,8 +28,8 @@ from axpo.errors import (
     ToolError,
     ToolFault,
 )
-from axpo.protocols import ClosableTool, MeteredTool, StatefulTool, Tool, ToolContext
-from axpo.rollout.arguments import explain_misfit
+from axpo.protocols import ClosableTool, MeteredTool, SelfTimedTool, StatefulTool, Tool, ToolContext
+from axpo.rollout.arguments import find_misfit
 from axpo.rollout.bounds import Bounds, Shorten, bound_content, shorten_by_bytes
 from axpo.types import Content, FailureKind, ToolCall, ToolFailure, ToolResult
 
@@ -95,7 +95,7 @@ class ToolExecutor:
         and what the user has to mend.
         """
         started_s = self.clock()
-        if (failure := self._refuse(call, list(self.tools if offered is None else offered))) is not None:
+        if (failure := await self._refuse(call, list(self.tools if offered is None else offered))) is not None:
             return ToolResult(call=call, failure=failure)
         limits = self.limits.get(call.name, self.default_limits)
         context.is_cached = context.is_cut = False
@@ -191,13 +191,13 @@ class ToolExecutor:
         except Exception as error:
             if deadline.expired():  # a TimeoutError of the tool's own, a lost connection say, is not the model's doing
                 message = f"{call.name} did not finish within {limits.timeout_s:g} s."
-                if getattr(tool, "bounds_its_time", False):
+                if isinstance(tool, SelfTimedTool):
                     raise ToolFault(f"tool {message}", can_retry=False) from error
                 return (), ToolFailure(kind=FailureKind.TIMEOUT, message=message)
             message = f"tool {call.name} raised {type(error).__name__}: {error}"
             raise ToolFault(message, can_retry=False) from error
 
-    def _refuse(self, call: ToolCall, offered: Sequence[str]) -> ToolFailure | None:
+    async def _refuse(self, call: ToolCall, offered: Sequence[str]) -> ToolFailure | None:
         """Why the call cannot run at all, in words for the model."""
         if call.parse_error is not None:
             return ToolFailure(kind=FailureKind.MALFORMED_CALL, message=call.parse_error)
@@ -205,7 +205,7 @@ class ToolExecutor:
             message = f"There is no tool named {call.name[:64]!r}. Tools: {', '.join(offered) or 'none'}."
             return ToolFailure(kind=FailureKind.UNKNOWN_TOOL, message=message)
         with _ours(f"tool {call.name}: its schema cannot be applied"):
-            misfit = explain_misfit(call.arguments, self.tools[call.name].spec)
+            misfit = await find_misfit(call.arguments, self.tools[call.name].spec)
         if misfit is None:
             return None
         return ToolFailure(kind=FailureKind.BAD_ARGUMENTS, message=f"{call.name}: {misfit}")

@@ -46,6 +46,8 @@ from axpo.types import (
 
 MAX_CALLS_PER_TURN = 16
 """Further calls of a turn are not run; the model reads so."""
+ENGINE_GRACE_S = 60.0
+"""An engine may take this long to begin a turn, and to end it once its time is up."""
 _TOO_MANY_CALLS = ToolFailure(
     kind=FailureKind.MALFORMED_CALL, message=f"Not run: a turn has at most {MAX_CALLS_PER_TURN} calls."
 )
@@ -142,7 +144,8 @@ async def _converse(
         final_text = "" if turn.tool_calls else turn.visible_text
         # (4) does it end here?
         if completion.finish_reason == "length":
-            return StopReason.TOKEN_LIMIT, final_text
+            is_late = len(completion.token_ids) < room
+            return StopReason.TIME_LIMIT if is_late else StopReason.TOKEN_LIMIT, final_text
         if not turn.tool_calls:
             return StopReason.ANSWERED, final_text
         if dialogue.num_tool_turns >= limits.max_tool_turns:
@@ -328,12 +331,15 @@ async def _generate(dialogue: _Dialogue, setup: RolloutSetup, *, room: int, seed
         max_new_tokens=room,
         sampling=setup.sampling,
         seed=seed,
+        time_limit_s=timeout_s,
     )
+    # a turn that the model makes long ends by its own limit and is scored; an engine that does not end it is stuck
+    limit_s = timeout_s + ENGINE_GRACE_S
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(limit_s):
             return await setup.engine.generate(request)
     except TimeoutError as error:
-        raise EngineFault(f"the engine did not answer within {timeout_s:.0f} s") from error
+        raise EngineFault(f"the engine did not answer within {limit_s:.0f} s") from error
 
 
 async def _score(final_text: str, problem: Problem, setup: RolloutSetup) -> float:

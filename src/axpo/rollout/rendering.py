@@ -5,13 +5,14 @@ expands image placeholders. Three promises (`docs/rendering.md` shows them token
 
 - What the policy sampled stays as it is. A tool turn is what the template writes *after* the end-of-turn token,
   tokenised by itself and appended.
-- Text from outside (questions, tool results) cannot become a control token: `<|im_end|>` in a tool's output is read as
-  ten characters, not as the end of a turn.
+- Text from outside (questions, tools and their results) cannot become a control token: `<|im_end|>` in a tool's output
+  is read as ten characters, not as the end of a turn.
 - A demonstration is built from the same pieces as a rollout, hence has the same tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from axpo.protocols import ParsedTurn, RenderedConversation, RenderedTokens
 from axpo.rollout.bounds import cut_mark
 from axpo.rollout.calls import read_call
 from axpo.types import Content, ImageRef, JsonValue, Message, Segment, SegmentKind, ToolCall, ToolResult, ToolSpec
+from axpo.workers import WorkerPool, WorkError
 
 THINK_TAGS = ("<think>", "</think>")
 CALL_TAGS = ("<tool_call>", "</tool_call>")
@@ -42,7 +44,7 @@ FORBIDDEN_TOKENS = (
 
 # A noncharacter, which Unicode reserves for use inside a program. It stands where a control token's text is cut in two.
 _CUT = "\ufdd0"
-# Whose text may hold which tags as tags: the developer's (system, tools) all, a demonstration's its own, others none.
+# Whose text may hold which tags as tags: the developer's (system) all, a demonstration's its own, others none.
 _TAGS_OF_ROLE = {
     "system": (*THINK_TAGS, *CALL_TAGS, *RESULT_TAGS),
     "assistant": (*THINK_TAGS, *CALL_TAGS),
@@ -57,6 +59,13 @@ _CALLING_TURN = Message(role="assistant", reasoning="thinking", tool_calls=(_CAL
 _TOOL_TURN = Message(role="tool", content=(Content(text="result"),))
 _ANSWER = "the-answer"
 _ANSWER_TURN = Message(role="assistant", reasoning="thinking", content=(Content(text=_ANSWER),))
+
+OWN_TEMPLATE_SHA256 = "cb82f04c8d52454bdbdcb69c90ebd8d8c3db46697c732e795a3c344bb57b4d57"
+"""The template of `axpo.models.scratch`. It is known to end; any other is rendered in a worker process."""
+RENDER_CPU_S = 5.0
+"""Processor time that rendering one dialogue may take."""
+_RENDER = "axpo.rollout.template_worker:render"
+_template_workers = WorkerPool(size=1)  # not shared: a slow page must not hold up the event loop
 
 _EXPECTED_CHECKPOINT = (
     "Expected a folder in the layout of a published Qwen3-VL checkpoint, or the hub id of one that is cached or can be "
@@ -266,21 +275,28 @@ class QwenRenderer:
         return sampled
 
     def _render(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = (), *, is_prompt: bool = True) -> str:
-        from jinja2 import TemplateError
-
+        dialogue = [self._template_message(message) for message in messages]
+        listed = [self._template_tool(tool) for tool in tools] or None
         try:
-            return self._tokenizer.apply_chat_template(
-                [self._template_message(message) for message in messages],
-                tools=[self._template_tool(tool) for tool in tools] or None,
-                tokenize=False,
-                add_generation_prompt=is_prompt,
-            )
-        except (TemplateError, TypeError) as error:  # TypeError: a text-only template adds strings to a picture's block
+            template: str = self._tokenizer.get_chat_template(tools=listed)
+            if hashlib.sha256(template.encode()).hexdigest() == OWN_TEMPLATE_SHA256:
+                return self._tokenizer.apply_chat_template(
+                    dialogue, tools=listed, tokenize=False, add_generation_prompt=is_prompt
+                )
+            names = self._tokenizer.special_tokens_map
+            return _template_workers.run(_RENDER, template, dialogue, listed, is_prompt, names, cpu_s=RENDER_CPU_S)
+        except DataError as error:
             raise DataError(f"the chat template of {self._name} refuses this dialogue: {error}") from error
+        except WorkError as error:
+            raise CheckpointError(
+                f"{self._name}: its chat template cannot be rendered: {error}. Expected the published template of a "
+                "Qwen3-VL checkpoint."
+            ) from error
 
     def _template_tool(self, tool: ToolSpec) -> dict[str, Any]:
         function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-        return {"type": "function", "function": self._guard_values(function, "system")}
+        # an MCP server writes it: a tag in a description is text
+        return {"type": "function", "function": self._guard_values(function, "tool")}
 
     def _template_message(self, message: Message) -> dict[str, Any]:
         role = message.role

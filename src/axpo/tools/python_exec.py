@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from axpo.errors import ConfigError, ToolError, ToolFault
 from axpo.protocols import ToolContext
@@ -49,7 +49,7 @@ class PythonTool:
     are scaled down. `prestart` starts the warm parent, which takes some two seconds, now instead of at the first call.
     """
 
-    bounds_its_time = True
+    bounds_its_time: Literal[True] = True
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ RESULTS: dict[str, Any] = {
     "empty": {"content": []},
     "error": {"content": [{"type": "text", "text": "no such bird"}], "isError": True},
     "structured": {"content": [], "structuredContent": {"n": 1, "name": "ü"}},
+    "backtracking": {"content": [], "structuredContent": {"name": "a" * 60 + "!"}},
     "bombs": {"content": [promising(100_000), TEXT, promising(9_000)]},
     "stripe": {"content": [picture(width=2000, height=2)]},
     "broken image": {"content": [{"type": "image", "mimeType": "image/png", "data": "bm8="}]},

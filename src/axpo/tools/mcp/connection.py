@@ -80,6 +80,8 @@ class Connection:
 
         try:
             async with Client(self._transport(), mode="auto") as client:
+                # the SDK applies the server's schema in this event loop; `McpTool` does so in a worker process
+                client.session.validate_tool_result = _accept
                 self.tools = await _list_tools(client)
                 self._client = client
                 self._opened.set()
@@ -90,7 +92,13 @@ class Connection:
     def _transport(self) -> Any:
         options = self._options
         if options.url:
-            return http_transport(options.url, headers=options.headers(), max_message_bytes=options.max_message_bytes)
+            return http_transport(
+                options.url,
+                headers=options.headers(),
+                max_message_bytes=options.max_message_bytes,
+                time_limit_s=max(options.call_timeout_s, options.start_timeout_s),
+                log=self._log,
+            )
         return stdio_transport(
             options.command,
             env=options.environment(),
@@ -134,7 +142,7 @@ class Connection:
             raise
         except MCPError as error:
             raise self._judge(tool, error) from error
-        except Exception as error:  # the SDK's verdict on a result that breaks the protocol or the tool's own schema
+        except Exception as error:  # the SDK's verdict on a result that breaks the protocol
             raise self._fault(f"answered with what is no result of {tool}: {_reason(error)}") from error
 
     def _judge(self, tool: str, error: Any) -> Exception:
@@ -190,6 +198,10 @@ class Connection:
             why = "" if isinstance(error, TimeoutError) else f": {_reason(error)}"
             self._log.cut_off = self._log.cut_off or f"it no longer answered after a call was given up{why}"
             self._log.ended.set()
+
+
+async def _accept(name: str, result: CallToolResult) -> None:
+    """Any result."""
 
 
 async def _list_tools(client: Client) -> tuple[Tool, ...]:

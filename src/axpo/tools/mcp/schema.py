@@ -1,25 +1,77 @@
-"""Whether calls can be checked against an argument schema that a server gives."""
+"""Schemas that a server gives: whether they can be used, and whether a result fits.
+
+A schema of a third party can take forever to apply (patterns that backtrack, references to references), so all but its
+size is checked in a worker process.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, cast
 
 from axpo.types import JsonValue
+from axpo.workers import WorkError, text_workers
 
+MAX_SCHEMA_BYTES = 100_000
+"""As JSON. The model reads the schema of arguments, about 25,000 tokens of it."""
+MAX_SCHEMA_DEPTH = 64
+CHECK_CPU_S = 5.0
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _SAME_VALUE = ("not", "if", "then", "else", "allOf", "anyOf", "oneOf")
 """Keywords whose schemas judge the same value as the schema around them."""
 
 
+def unusable_reason(schema: Mapping[str, JsonValue]) -> str:
+    """Why a schema cannot be used, or nothing. Blocks for as long as a check in a worker process may take."""
+    if _depth(schema) > MAX_SCHEMA_DEPTH:
+        return f"is nested more than {MAX_SCHEMA_DEPTH} levels deep"
+    size = len(json.dumps(schema, ensure_ascii=False))
+    if size > MAX_SCHEMA_BYTES:
+        return f"has {size} characters, more than {MAX_SCHEMA_BYTES}"
+    try:
+        return text_workers.run(f"{__name__}:schema_problem", schema, cpu_s=CHECK_CPU_S)
+    except WorkError as error:
+        return f"cannot be checked: {error}"
+
+
+def misfit_of_result(schema: Mapping[str, JsonValue], content: JsonValue) -> str:
+    """What in a structured result breaks the schema, or nothing. Raises `WorkError`. Blocks."""
+    return text_workers.run(f"{__name__}:structured_problem", schema, content, cpu_s=CHECK_CPU_S)
+
+
+def structured_problem(schema: dict[str, Any], content: Any) -> str:
+    """The job of `misfit_of_result`."""
+    from jsonschema.exceptions import best_match
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    # an empty registry: references lead to the schema's own parts only
+    errors = validator_for(schema)(schema, registry=Registry()).iter_errors(content)
+    error = best_match(errors)
+    return "" if error is None else error.message[:200]
+
+
+def _depth(value: JsonValue) -> int:
+    """Levels of nesting, counted up to one more than is allowed."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_SCHEMA_DEPTH:
+        depth += 1
+        level = [
+            inner
+            for part in level
+            if isinstance(part, (dict, list))
+            for inner in (part.values() if isinstance(part, dict) else part)
+        ]
+    return depth
+
+
 def schema_problem(schema: Mapping[str, JsonValue]) -> str:
-    """What is wrong with an argument schema, or nothing. A schema may refer to its own parts, and to nothing else."""
+    """What is wrong with a schema, or nothing. A schema may refer to its own parts, and to nothing else."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 
-    if schema.get("type") != "object":
-        return f"is of type {schema.get('type')!r}, not 'object'"
     try:
         validator_for(schema).check_schema(cast("dict[str, Any]", schema))
         return _reference_problem(schema)

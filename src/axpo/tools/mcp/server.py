@@ -12,8 +12,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from axpo.errors import ConfigError, MissingExtraError, ToolError, ToolFault
 from axpo.protocols import ToolContext
@@ -21,8 +21,9 @@ from axpo.threads import run_in_daemon_thread
 from axpo.tools.mcp.connection import Connection, LostError
 from axpo.tools.mcp.content import read_result
 from axpo.tools.mcp.options import McpOptions
-from axpo.tools.mcp.schema import schema_problem
+from axpo.tools.mcp.schema import misfit_of_result, unusable_reason
 from axpo.types import Content, FailureKind, JsonValue, ToolCall, ToolSpec
+from axpo.workers import WorkError
 
 if TYPE_CHECKING:
     from mcp.types import CallToolResult
@@ -55,15 +56,25 @@ def mcp_tools(**options: Any) -> tuple[McpTool, ...]:
     return McpServer(McpOptions(**options)).tools
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offer:
+    """A tool as the server lists it."""
+
+    spec: ToolSpec
+    remote_name: str
+    """The server's own name for it."""
+    output_schema: dict[str, JsonValue] | None
+
+
 class McpTool:
     """An `axpo.protocols.Tool` of an MCP server."""
 
-    bounds_its_time = True
+    bounds_its_time: Literal[True] = True
 
-    def __init__(self, server: McpServer, spec: ToolSpec, remote_name: str) -> None:
-        self.spec = spec
+    def __init__(self, server: McpServer, offer: _Offer) -> None:
+        self.spec = offer.spec
+        self._offer = offer
         self._server = server
-        self._remote_name = remote_name
 
     async def run(self, call: ToolCall, context: ToolContext) -> tuple[Content, ...]:
         """Call the server.
@@ -72,8 +83,20 @@ class McpTool:
         server down or asks for more than `max_result_mb`; `ToolFault` where server or network failed.
         """
         _check_sendable(self.spec.name, call.arguments)
-        result = await self._server.call(self._remote_name, call.arguments, context)
-        return await run_in_daemon_thread(read_result, result, self.spec.name, context)
+        result = await self._server.call(self._offer.remote_name, call.arguments, context)
+        return await run_in_daemon_thread(self._read, result, context)
+
+    def _read(self, result: CallToolResult, context: ToolContext) -> tuple[Content, ...]:
+        schema = self._offer.output_schema
+        if schema is not None and not result.is_error:
+            try:
+                misfit = misfit_of_result(schema, result.structured_content)
+            except (WorkError, ValueError, RecursionError) as error:
+                reason = f"{self.spec.name}: the result cannot be checked: {str(error)[:200]}"
+                raise ToolError(FailureKind.EXECUTION_ERROR, reason) from error
+            if misfit:
+                raise ToolFault(f"{self._server.place} answered with what is no result of {self.spec.name}: {misfit}.")
+        return read_result(result, self.spec.name, context)
 
     def close(self) -> None:
         """End the server, for all its tools."""
@@ -100,11 +123,17 @@ class McpServer:
         self._thread = _LoopThread(f"axpo-mcp-{options.name}", self._shut_down)
         try:
             offered = self._thread.run(self._open_first)
-            self._specs = _make_specs(options, offered)
+            self._offers = _make_offers(options, offered)
+            _check_schemas(options, self._offers)
         except BaseException:
             self.close()
             raise
-        self.tools = tuple(McpTool(self, spec, remote) for remote, spec in self._specs.items())
+        self.tools = tuple(McpTool(self, offer) for offer in self._offers)
+
+    @property
+    def place(self) -> str:
+        """The server as messages name it."""
+        return self._options.place
 
     async def call(self, tool: str, arguments: Mapping[str, JsonValue], context: ToolContext) -> CallToolResult:
         """Call a tool by the server's own name for it, from any event loop.
@@ -230,7 +259,7 @@ class McpServer:
         self._connection = connection = Connection(self._options)
         try:
             await connection.open()
-            if _make_specs(self._options, connection.tools) != self._specs:
+            if _make_offers(self._options, connection.tools) != self._offers:
                 await connection.close()
                 return "its tools are no longer those that the model was told"
         except Exception as error:
@@ -303,36 +332,44 @@ class _LoopThread:
 # -- specs ------------------------------------------------------------------------------------------------------------
 
 
-def _make_specs(options: McpOptions, offered: tuple[Any, ...]) -> dict[str, ToolSpec]:
-    """Specs of the chosen tools by the server's name for them. Raises `ConfigError`."""
-    names = [tool.name for tool in offered]
+def _make_offers(options: McpOptions, listed: tuple[Any, ...]) -> tuple[_Offer, ...]:
+    """The chosen ones of the tools that the server lists. Raises `ConfigError`."""
+    names = [tool.name for tool in listed]
     missing = [name for name in options.tools if name not in names]
     if missing:
         raise options.error(f"it has no tool {missing[0]!r}", f"It offers {', '.join(names) or 'none'}.")
-    specs: dict[str, ToolSpec] = {}
-    for tool in offered:
+    offers: dict[str, _Offer] = {}
+    for tool in listed:
         if options.tools and tool.name not in options.tools:
             continue
-        if tool.name in specs:
+        if tool.name in offers:
             raise options.error(f"it has two tools called {tool.name!r}", "Choose others by tools = [...].")
-        specs[tool.name] = _make_spec(options, tool)
-    if not specs:
+        offers[tool.name] = _make_offer(options, tool)
+    if not offers:
         raise options.error("it offers no tools", "Remove it.")
-    return specs
+    return tuple(offers.values())
 
 
-def _make_spec(options: McpOptions, tool: Any) -> ToolSpec:
+def _make_offer(options: McpOptions, tool: Any) -> _Offer:
     name = f"{options.prefix}{tool.name}"
     if not _TOOL_NAME.fullmatch(name):
         raise options.error(
             f"a tool is called {name[:100]!r}; a name has 1 to 64 letters, digits, _ . -",
             "Choose the others by tools = [...].",
         )
-    schema = cast("dict[str, JsonValue]", tool.input_schema)
-    problem = schema_problem(schema)
-    if problem:
-        raise options.error(f"the argument schema of {name} {problem}", "Choose other tools by tools = [...].")
-    return ToolSpec(name=name, description=tool.description or tool.title or name, parameters=schema)
+    parameters = cast("dict[str, JsonValue]", tool.input_schema)
+    spec = ToolSpec(name=name, description=tool.description or tool.title or name, parameters=parameters)
+    return _Offer(spec=spec, remote_name=tool.name, output_schema=tool.output_schema)
+
+
+def _check_schemas(options: McpOptions, offers: tuple[_Offer, ...]) -> None:
+    for offer in offers:
+        what, kind = f"the argument schema of {offer.spec.name}", offer.spec.parameters.get("type")
+        reason = unusable_reason(offer.spec.parameters) if kind == "object" else f"is of type {kind!r}, not 'object'"
+        if not reason and offer.output_schema is not None:
+            what, reason = f"the result schema of {offer.spec.name}", unusable_reason(offer.output_schema)
+        if reason:
+            raise options.error(f"{what} {reason}", "Choose other tools by tools = [...].")
 
 
 def _check_sendable(name: str, arguments: Mapping[str, JsonValue]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import difflib
 import glob
@@ -20,7 +21,8 @@ from typing import Any, cast
 from axpo.errors import ConfigError, DataError, UserError
 from axpo.tools.search.local import INDEX_FILE, INDEX_FORMAT, Document, IndexInfo, analyzer, load_tantivy
 from axpo.tools.search.results import MAX_URL_CHARS, clean, one_line
-from axpo.tools.search.text import decode, html_text, tidy
+from axpo.tools.search.text import decode, tidy
+from axpo.workers import WorkError, text_workers
 
 MAX_DOCUMENT_CHARS = 1_000_000
 _TEXT_SUFFIXES = (".txt", ".md", ".html", ".htm")
@@ -29,6 +31,8 @@ _HEAP_BYTES = 512_000_000
 _PROGRESS_EVERY = 1000
 _FIELDS = {"text": ("title", "text", "url", "id"), "caption": ("image", "caption", "title", "url", "id")}
 """Fields of a row by its body: a document's, or a picture's."""
+_READ_CPU_S = 20.0
+"""Processor time that reading one HTML file may take."""
 
 Progress = Callable[[int], None]
 """Called with the number of documents done."""
@@ -239,7 +243,7 @@ def _read_folder(folder: Path, update_hash: Callable[[bytes], object]) -> Iterat
                 data = path.read_bytes()
             update_hash(data)
             is_html = path.suffix.lower() in (".html", ".htm")
-            title, text = html_text(data) if is_html else ("", tidy(decode(data)))
+            title, text = _read_html(data, path) if is_html else ("", tidy(decode(data)))
             title, image = title or path.stem, ""
         yield str(path), Document(title=title, url=_checked_url(f"local:{name}", name), text=text, image=image)
 
@@ -267,6 +271,16 @@ def _readable(name: str, path: Path) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{str(path)!a}: the name of this file is not UTF-8. Rename it.") from error
     return name
+
+
+def _read_html(data: bytes, path: Path) -> tuple[str, str]:
+    """Title and text, read in a worker process."""
+    body = base64.b64encode(data).decode()
+    try:
+        title, text = text_workers.run("axpo.tools.search.text:read_html", body, cpu_s=_READ_CPU_S)
+    except WorkError as error:
+        raise DataError(f"{path}: its text cannot be read: {error}. Remove it from the folder.") from error
+    return title, text
 
 
 def _checked_image(path: Path, origin: str, update_hash: Callable[[bytes], object]) -> Path:

@@ -16,19 +16,25 @@ from pathlib import Path
 from axpo.errors import ConfigError, ToolFault
 from axpo.types import JsonValue
 
-_FORMAT = 1
+_FORMAT = 2
 _BUSY_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 0.1
 """Reads hold up the event loop; who finds the file locked comes again."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY, request TEXT NOT NULL, outcome TEXT NOT NULL, is_final INTEGER NOT NULL, unix_time_s REAL
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, outcome TEXT NOT NULL, is_final INTEGER NOT NULL, unix_time_s REAL,
+    digest TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS requests (service TEXT PRIMARY KEY, sent INTEGER NOT NULL);
 """
-_PUT = """
-INSERT INTO answers VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
-SET outcome = excluded.outcome, is_final = excluded.is_final, unix_time_s = excluded.unix_time_s WHERE NOT is_final
+# as bytes: text that damage made invalid cannot be read as text
+_COLUMNS = "CAST(request AS BLOB), CAST(outcome AS BLOB), CAST(is_final AS BLOB)"
+_GET = f"SELECT {_COLUMNS}, CAST(digest AS BLOB) FROM answers WHERE key = ?"
+_PUT = f"""
+INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
+SET request = excluded.request, outcome = excluded.outcome, is_final = excluded.is_final,
+    unix_time_s = excluded.unix_time_s, digest = excluded.digest
+WHERE NOT is_final OR digest IS NOT digest_of(CAST(key AS BLOB), {_COLUMNS})
 """
 _RESERVE = """
 INSERT INTO requests VALUES (?, 1) ON CONFLICT (service) DO UPDATE SET sent = sent + 1 WHERE sent < ?
@@ -43,15 +49,17 @@ class AnswerCache:
     An outcome that is not final (a fault) gives way to a later one; the first final one stays, whichever process
     stored it. Not for network file systems: SQLite's WAL needs shared memory.
 
-    A file that is none of ours or damaged is a `ConfigError`. When storing fails (full disk, lock), the answer still
-    counts: it is logged once and counted in `num_lost`.
+    Each entry has a checksum. A damaged one is as good as not there: it is logged once and asked for again; in a replay
+    it is a `ConfigError`, as is a file that is none of ours or cannot be read at all. When storing fails (full disk,
+    lock), the answer still counts: it is logged once and counted in `num_lost`.
     """
 
     def __init__(self, path: str | Path, *, must_exist: bool = False) -> None:
         self.path = Path(path)
         self.num_lost = 0
         """Answers that could not be stored."""
-        self._has_warned = False
+        self._has_warned = self._has_warned_of_damage = False
+        self._is_replay = must_exist
         if must_exist and not self.path.is_file():
             raise ConfigError(f'search: cache {self.path} does not exist. Record it first: cache_mode = "record".')
         if not self.path.parent.is_dir():
@@ -64,18 +72,26 @@ class AnswerCache:
     def get(self, request: Mapping[str, JsonValue]) -> tuple[JsonValue, bool] | None:
         """The stored outcome and whether it is final. Raises `ToolFault` while the file is locked."""
         with self._read_lock, self._readable():
-            query = "SELECT outcome, is_final FROM answers WHERE key = ?"
             try:
-                row = self._reader.execute(query, (_key(request),)).fetchone()
+                row = self._reader.execute(_GET, (_key(request),)).fetchone()
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise
                 raise ToolFault(f"search: cache {self.path} is locked by another program") from error
-            return None if row is None else (json.loads(row[0]), bool(row[1]))
+        if row is None:
+            return None
+        stored, outcome, is_final, digest = row
+        whole = canonical(dict(request)).encode()
+        if stored != whole or digest != _digest(_key(request).encode(), whole, outcome, is_final).encode():
+            self._report_damage(request)
+            return None
+        return json.loads(outcome), is_final == b"1"
 
     def put(self, request: Mapping[str, JsonValue], outcome: JsonValue, *, is_final: bool) -> JsonValue:
         """Store an outcome; returns the one that stands, which another process may have stored before."""
-        row = (_key(request), canonical(request), canonical(outcome), is_final, time.time())
+        key, whole, value = _key(request), canonical(dict(request)), canonical(outcome)
+        digest = _digest(key.encode(), whole.encode(), value.encode(), b"1" if is_final else b"0")
+        row = (key, whole, value, is_final, time.time(), digest)
         try:
             with self._write_lock:
                 self._writer.execute(_PUT, row)
@@ -98,10 +114,12 @@ class AnswerCache:
         except sqlite3.OperationalError as error:  # the caller counts its own requests all the same
             self._warn_once(error)
             return True
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from error
 
     def release(self, service: str) -> None:
         """A reserved request was never answered and does not count."""
-        with self._write_lock, contextlib.suppress(sqlite3.OperationalError):
+        with self._write_lock, contextlib.suppress(sqlite3.DatabaseError):  # the next request meets it again
             self._writer.execute("UPDATE requests SET sent = sent - 1 WHERE service = ?", (service,))
 
     def close(self) -> None:
@@ -140,6 +158,17 @@ class AnswerCache:
             f"search: cache {self.path} cannot be read as a search cache: {error}. Restore it, or name another file."
         )
 
+    def _report_damage(self, request: Mapping[str, JsonValue]) -> None:
+        entry = canonical(dict(request))[:500]
+        if self._is_replay:
+            raise ConfigError(
+                f"search: cache {self.path}: the stored answer to {entry} is damaged. Restore the file, or record the "
+                'entry again: cache_mode = "record".'
+            )
+        if not self._has_warned_of_damage:
+            self._has_warned_of_damage = True
+            logger.warning("search: cache %s is damaged: what is lost is asked for again, first %s", self.path, entry)
+
     def _warn_once(self, error: Exception) -> None:
         if not self._has_warned:
             self._has_warned = True
@@ -151,6 +180,7 @@ def _connect(address: str, *, may_create: bool) -> sqlite3.Connection:
         address, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
     try:
+        connection.create_function("digest_of", 4, _digest, deterministic=True)
         if may_create:
             _create(connection)
         if _version(connection) != _FORMAT:
@@ -188,3 +218,8 @@ def canonical(value: JsonValue) -> str:
 
 def _key(request: Mapping[str, JsonValue]) -> str:
     return hashlib.sha256(canonical(dict(request)).encode()).hexdigest()
+
+
+def _digest(*parts: bytes | None) -> str:
+    """Checksum of an entry: key, request, outcome, whether it is final."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

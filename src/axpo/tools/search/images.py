@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from axpo.errors import ConfigError, DataError, ToolFault
@@ -58,7 +58,7 @@ class ImageSearchTool:
     Pictures above `max_pixels` are scaled down. The other options are those of `SearchTool`.
     """
 
-    bounds_its_time = True
+    bounds_its_time: Literal[True] = True
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class _Endpoint:
         self._max_pixels = max_pixels
         self._client = HttpClient(timeout_s=timeout_s, max_bytes=_MAX_JSON_BYTES)
         self._image_client = HttpClient(timeout_s=timeout_s, max_bytes=_MAX_IMAGE_BYTES, use_proxies=False)
-        hosts = [*allow_hosts, urlsplit(url).hostname or ""]
+        hosts = [*allow_hosts, urlsplit(url).netloc]
         self._fetcher = PageFetcher(self._image_client, Domains(), allow_hosts=hosts)
 
     @property

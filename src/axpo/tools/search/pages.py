@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import re
 import socket
+import time
 from collections.abc import Iterable
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from axpo.errors import ConfigError, ToolError, ToolFault
@@ -19,13 +21,21 @@ from axpo.tools.search.http import HttpClient
 from axpo.tools.search.local import LocalIndex
 from axpo.tools.search.results import Domains, bad_arguments, clean, read_count, refuse_unknown
 from axpo.tools.search.service import Service
-from axpo.tools.search.text import decode, html_text, tidy
 from axpo.types import Content, FailureKind, ToolCall, ToolSpec
+from axpo.workers import WorkError, text_workers
 
 MAX_PARTS = 1000
 _MAX_HOPS = 5
-_MAX_TEXT_CHARS = 200_000
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_WEB_PORTS = (80, 443)
+MIN_READ_S = 1.0
+"""Time to read a page that arrived at the last moment."""
+_READ_PAGE = "axpo.tools.search.text:read_page"
+_HTML = ("text/html", "application/xhtml+xml")
+_PLAIN = ("application/json", "application/xml")
+_CARRIES_IPV4 = tuple(ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96"))
+"""NAT64, IPv4-compatible and IPv4-translated addresses: the last 32 bits are an IPv4 address."""
+_LOCAL = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("fec0::/10"))
+"""NAT64 within a site, and site-local addresses: Python calls some of them global."""
 
 
 class KnownPages:
@@ -57,7 +67,7 @@ class OpenPageTool:
     address of its own making. A page that cannot be had is a `ToolError`: nobody but the model chose it.
     """
 
-    bounds_its_time = True
+    bounds_its_time: Literal[True] = True
 
     def __init__(
         self,
@@ -131,13 +141,14 @@ class PageFetcher:
     """Fetches pages of the public web.
 
     A host whose name resolves to an address that is not public is refused, at every redirect anew, and the connection
-    goes to the very address that was checked. `allow_hosts` names exceptions, as written in the page's address.
+    goes to the very address that was checked. `allow_hosts` names exceptions, as written in the page's address: a host
+    for the web's own ports 80 and 443, `host:port` for another port.
     """
 
     def __init__(self, client: HttpClient, domains: Domains, *, allow_hosts: Iterable[str] = ()) -> None:
         self._client = client
         self._domains = domains
-        self._allow_hosts = frozenset(allow_hosts)
+        self._allow_hosts = frozenset(map(_read_host, allow_hosts))
 
     @property
     def identity(self) -> dict[str, list[str]]:
@@ -145,19 +156,28 @@ class PageFetcher:
         return {
             "include_domains": self._domains.include,
             "exclude_domains": self._domains.exclude,
-            "allow_hosts": sorted(self._allow_hosts),
+            "allow_hosts": sorted(f"{host}:{port}" if port else host for host, port in self._allow_hosts),
         }
 
     async def text(self, url: str) -> str:
         """Title and text. Raises `ToolError` when there is no such page, or none that can be read as text."""
+        started_s = time.monotonic()
         try:
             answer = await self.fetch(url)
         except ToolFault as error:  # of a third party, chosen by the model
             raise _unreadable(str(error)) from error
         kind, _, parameters = answer.headers.get("content-type", "text/html").lower().partition(";")
+        kind, is_html = kind.strip(), kind.strip() in _HTML
+        if not (is_html or kind.startswith("text/") or kind in _PLAIN):
+            raise _unreadable(f"it is {kind[:60] or 'of no type'}, not text")
         charset = re.search(r"charset\s*=\s*[\"']?([\w-]{1,30})", parameters)
-        read = partial(_read_text, answer.body, kind.strip(), charset[1] if charset else None)
-        return (await run_in_daemon_thread(read))[:_MAX_TEXT_CHARS]
+        remaining_s = max(MIN_READ_S, self._client.timeout_s - (time.monotonic() - started_s))
+        body = base64.b64encode(answer.body).decode()
+        read = partial(text_workers.run, _READ_PAGE, body, is_html, charset[1] if charset else None)
+        try:
+            return await run_in_daemon_thread(read, cpu_s=remaining_s, wall_s=remaining_s)
+        except WorkError as error:
+            raise _unreadable(f"its text cannot be read: {error}") from error
 
     async def fetch(self, url: str) -> Answer:
         """The answer at the end of the redirects. Raises `ToolError`, or `ToolFault` where the exchange failed."""
@@ -191,9 +211,12 @@ class PageFetcher:
             raise _unreadable("its address is no plain web address")
         if not self._domains.allow(url):
             raise _unreadable("its domain is not allowed")
-        if host in self._allow_hosts:
+        default_port = 443 if parts.scheme == "https" else 80
+        if (host, port or default_port) in self._allow_hosts or (
+            (host, None) in self._allow_hosts and (port or default_port) in _WEB_PORTS
+        ):
             return await self._client.request("GET", url, follow_redirects=False)
-        address = await _public_address(host, port or (443 if parts.scheme == "https" else 80))
+        address = await _public_address(host, port or default_port)
         bracketed = f"[{address}]" if ":" in address else address
         suffix = f":{port}" if port else ""
         return await self._client.request(
@@ -217,26 +240,30 @@ async def _public_address(host: str, port: int) -> str:
     return addresses[0]
 
 
+def _read_host(written: str) -> tuple[str, int | None]:
+    """Host and port of an entry of `allow_hosts`. Raises `ConfigError`."""
+    try:
+        parts = urlsplit(f"//{written}")
+        if parts.hostname and parts.netloc == written:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise ConfigError(f"allow_hosts: {written[:100]!r} is no host. Write it as wiki.local or wiki.local:8080.")
+
+
 def is_public(address: str) -> bool:
     """True for an address of the public internet, also where an IPv6 address carries an IPv4 one."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
+        if any(ip in network for network in _LOCAL):
+            return False
         teredo = ip.teredo[1] if ip.teredo else None
         carried = ip.ipv4_mapped or ip.sixtofour or teredo
-        if carried is None and ip in _NAT64:
+        if carried is None and any(ip in network for network in _CARRIES_IPV4):
             carried = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if carried is not None:
             ip = carried
     return ip.is_global and not ip.is_multicast
-
-
-def _read_text(body: bytes, kind: str, charset: str | None) -> str:
-    if kind in ("text/html", "application/xhtml+xml"):
-        title, text = html_text(body, charset=charset)
-        return f"{title}\n\n{text}".strip()
-    if kind.startswith("text/") or kind in ("application/json", "application/xml"):
-        return tidy(decode(body, charset=charset))
-    raise _unreadable(f"it is {kind[:60] or 'of no type'}, not text")
 
 
 def _unreadable(reason: str) -> ToolError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import re
 from itertools import islice
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from axpo.errors import MissingExtraError
 from axpo.tools.search.results import clean
 
+MAX_TEXT_CHARS = 200_000
 _DROPPED = frozenset(
     re.findall(r"\w+", "script style noscript template svg math head nav header footer aside form button select iframe")
 )
@@ -26,6 +29,20 @@ _KNOWN_CHARSETS = re.compile(
     re.IGNORECASE,
 )
 _MIN_ARTICLE_CHARS = 200
+
+
+def read_page(body: str, is_html: bool, charset: str | None) -> str:
+    """Title and text of a web page, given in base 64. Work for `axpo.workers`: parsers take any time on some pages."""
+    data = base64.b64decode(body)
+    if not is_html:
+        return tidy(decode(data, charset=charset))[:MAX_TEXT_CHARS]
+    title, text = html_text(data, charset=charset)
+    return f"{title}\n\n{text}".strip()[:MAX_TEXT_CHARS]
+
+
+def read_html(body: str) -> tuple[str, str]:
+    """`html_text` of a file, given in base 64. Work for `axpo.workers`."""
+    return html_text(base64.b64decode(body))
 
 
 def html_text(data: bytes, *, charset: str | None = None) -> tuple[str, str]:
@@ -46,7 +63,8 @@ def decode(data: bytes, *, charset: str | None = None) -> str:
     named = _CHARSET.search(data[:2000])
     for name in (charset, named[1].decode() if named else None):
         if name and _KNOWN_CHARSETS.fullmatch(name):
-            return data.decode(name, "replace")
+            with contextlib.suppress(LookupError):  # Python lacks a few of them, iso-8859-12 for example
+                return data.decode(name, "replace")
     return data.decode("utf-8-sig", "replace")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from axpo.errors import ConfigError
 from axpo.http import read_key
@@ -41,7 +41,7 @@ class SearchTool:
     replays; they get the answers they had.
     """
 
-    bounds_its_time = True
+    bounds_its_time: Literal[True] = True
 
     def __init__(
         self,
