@@ -136,9 +136,17 @@ def assert_same(got: Sequence[Transcript], expected: Sequence[Transcript]) -> No
         assert ours.usage == theirs.usage
 
 
+@pytest.fixture(scope="module")
+def expected(place: Place) -> tuple[Sequence[Problem], list[Transcript]]:
+    problems = mini.problems("eval", store=place.store, num_questions=16)
+    return problems, place.in_tokens(problems, LIMITS)
+
+
 @pytest.mark.parametrize("has_reasoning_parser", [True, False])
-def test_dialogues_are_those_of_the_loop_over_tokens(place: Place, has_reasoning_parser: bool) -> None:
-    problems = mini.problems("eval", store=place.store, num_questions=24)
+def test_dialogues_are_those_of_the_loop_over_tokens(
+    place: Place, expected: tuple[Sequence[Problem], list[Transcript]], has_reasoning_parser: bool
+) -> None:
+    problems, transcripts = expected
     got = place.in_messages(
         problems,
         LIMITS,
@@ -146,12 +154,12 @@ def test_dialogues_are_those_of_the_loop_over_tokens(place: Place, has_reasoning
         has_reasoning_parser=has_reasoning_parser,
     )
     assert sum(len(transcript.tool_results) for transcript in got) >= 4
-    assert_same(got, place.in_tokens(problems, LIMITS))
+    assert_same(got, transcripts)
 
 
 @pytest.mark.parametrize("has_reasoning_parser", [True, False])
 def test_thinking_that_the_token_limit_cuts_is_no_answer(place: Place, has_reasoning_parser: bool) -> None:
-    problems = mini.problems("eval", store=place.store, num_questions=8)
+    problems = mini.problems("eval", store=place.store, num_questions=4)
     limits = RolloutLimits(max_tool_turns=3, max_response_tokens=4)
     got = place.in_messages(
         problems,
