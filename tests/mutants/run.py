@@ -184,8 +184,8 @@ def run_all(mutants: Sequence[Mutant], jobs: int, outcomes: dict[str, Outcome]) 
             shutil.rmtree(child.folder, ignore_errors=True)
 
 
-def read_killed(record: Path | None) -> dict[str, Outcome]:
-    """Outcomes of a former record: mutants that were killed then and are the same today."""
+def read_outcomes(record: Path | None) -> dict[str, Outcome]:
+    """Outcomes of a former record, of mutants that are the same today."""
     if record is None or not record.is_file():
         return {}
     today = {mutant.name: (mutant.file, mutant.old, mutant.new) for mutant in MUTANTS}
@@ -193,7 +193,7 @@ def read_killed(record: Path | None) -> dict[str, Outcome]:
     return {
         entry["name"]: Outcome(**{field.name: entry[field.name] for field in dataclasses.fields(Outcome)})
         for entry in former
-        if entry["status"] in KILLED and today.get(entry["name"]) == (entry["file"], entry["old"], entry["new"])
+        if today.get(entry["name"]) == (entry["file"], entry["old"], entry["new"])
     }
 
 
@@ -251,8 +251,9 @@ def main() -> int:
         parser.error(f"no mutant has {arguments.only!r} in its name or file")
     if problems := [problem for mutant in chosen if (problem := misfit(mutant, ROOT / "src" / "axpo"))]:
         sys.exit("\n".join(problems))
-    outcomes = read_killed(arguments.record)
-    if due := [mutant for mutant in chosen if mutant.name not in outcomes]:
+    outcomes = read_outcomes(arguments.record)
+    killed = {name for name, outcome in outcomes.items() if outcome.status in KILLED}
+    if due := [mutant for mutant in chosen if mutant.name not in killed]:
         os.environ.update(ENVIRONMENT)
         signal.signal(
             signal.SIGTERM, signal.default_int_handler
