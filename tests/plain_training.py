@@ -26,6 +26,7 @@ K = SegmentKind
 Weights = Mapping[str, Tensor]
 
 SEED, STEP, WARMUP_STEPS = 3, 1, 4  # the first of four warm-up steps: a quarter of the peak learning rate
+_SUMS = ("loss", "kl", "norm", "ratio", "low", "high", "entropy", "importance", "capped")
 BETAS, ADAM_EPS, WEIGHT_DECAY = (0.9, 0.99), 1e-4, 0.1
 """The eps is large, so that rounding in a gradient near zero does not decide the sign of an update."""
 
@@ -150,15 +151,11 @@ def k3(policy_NV: Tensor, reference_NV: Tensor, sampled_N: Tensor) -> Tensor:
     return gap.exp() - 1 - gap
 
 
-def k1(policy_NV: Tensor, reference_NV: Tensor, sampled_N: Tensor) -> Tensor:
-    return at(policy_NV, sampled_N) - at(reference_NV, sampled_N)
-
-
 def exact(policy_NV: Tensor, reference_NV: Tensor, _: Tensor) -> Tensor:
     return (policy_NV.exp() * (policy_NV - reference_NV)).sum(dim=1)
 
 
-KL: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"k1": k1, "k3": k3, "exact": exact}
+KL: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"k3": k3, "exact": exact}
 """Reference formula of each `algorithm.kl_estimator`: whole distributions and the sampled ids to nats per token."""
 
 
@@ -174,8 +171,10 @@ class PlainTrainer:
         self.parameters = {name: weight.clone().requires_grad_() for name, weight in start.items()}
         self.reference = {name: weight.detach() for name, weight in plain.model.named_parameters()}
         self.moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in start.items()}
-        self.sums: dict[str, float] = dict.fromkeys(("loss", "kl", "norm", "ratio", "low", "high", "entropy"), 0.0)
+        self.sums: dict[str, float] = dict.fromkeys(_SUMS, 0.0)
         self.num_tokens = self.num_updates = 0
+        self.recomputed: dict[str, Tensor] = {}
+        """By row: log-probs of the sampled tokens under the weights of the start of the step."""
         self.gaps: list[float] = []
 
     def weights(self) -> Weights:
@@ -190,6 +189,9 @@ class PlainTrainer:
 
     def train(self, rows: Sequence[Row], *, num_questions: int) -> None:
         train = self.config.train
+        if self.config.algorithm.old_logprobs == "trainer":
+            with torch.no_grad():
+                self.recomputed = {row.id: self.own(row) for row in rows}
         for epoch in range(train.epochs):
             order = list(rows)
             if train.mini_batches > 1:
@@ -197,6 +199,13 @@ class PlainTrainer:
             bounds = [len(order) * part // train.mini_batches for part in range(train.mini_batches + 1)]
             for start, stop in itertools.pairwise(bounds):
                 self.update(order[start:stop], num_questions / train.mini_batches)
+
+    def sampled(self, row: Row) -> Tensor:
+        """Index of each sampled token among the allowed ids."""
+        return torch.tensor([self.allowed.index(row.token_ids[t]) for t in row.learning])
+
+    def own(self, row: Row) -> Tensor:
+        return at(self.scores(self.weights(), row), self.sampled(row))
 
     def update(self, rows: Sequence[Row], num_questions: float) -> None:
         """One optimizer step on a mini-batch."""
@@ -219,8 +228,9 @@ class PlainTrainer:
     def loss(self, row: Row) -> Tensor:
         """Eq. 6 summed over the learning tokens of a row."""
         algorithm = self.config.algorithm
-        sampled_N = torch.tensor([self.allowed.index(row.token_ids[t]) for t in row.learning])
-        old_N = torch.tensor([row.old_logprobs[t] for t in row.learning])
+        sampled_N = self.sampled(row)
+        engine_N = torch.tensor([row.old_logprobs[t] for t in row.learning])
+        old_N = self.recomputed.get(row.id, engine_N)
         policy_NV = self.scores(self.weights(), row)
         logprobs_N = at(policy_NV, sampled_N)
         ratio_N = (logprobs_N - old_N).exp()
@@ -229,6 +239,11 @@ class PlainTrainer:
             loss_N = -clipped_N.detach() * row.advantage * logprobs_N
         else:
             loss_N = -torch.minimum(ratio_N * row.advantage, clipped_N * row.advantage)
+        if algorithm.importance_cap:
+            weight_N = (old_N - engine_N).exp()
+            loss_N = weight_N.clamp(max=algorithm.importance_cap) * loss_N
+            self.sums["importance"] += weight_N.clamp(max=algorithm.importance_cap).sum().item()
+            self.sums["capped"] += int((weight_N > algorithm.importance_cap).sum())
         if algorithm.kl_coef:
             with torch.no_grad():
                 reference_NV = self.scores(self.reference, row)
@@ -236,6 +251,8 @@ class PlainTrainer:
             loss_N = loss_N + algorithm.kl_coef * kl_N
             self.sums["kl"] += kl_N.sum().item()
         self.count(row, logprobs_N.detach() - old_N, policy_NV.detach())
+        if self.num_updates == 0:
+            self.gaps += (logprobs_N.detach() - engine_N).abs().tolist()
         return loss_N.sum()
 
     def count(self, row: Row, gap_N: Tensor, policy_NV: Tensor) -> None:
@@ -248,8 +265,6 @@ class PlainTrainer:
             self.sums["low"] += int((ratio_N < 1 - algorithm.clip_low).sum())
         if is_cispo or row.advantage > 0:
             self.sums["high"] += int((ratio_N > 1 + algorithm.clip_high).sum())
-        if self.num_updates == 0:
-            self.gaps += gap_N.abs().tolist()
 
     @torch.no_grad()
     def adamw(self, *, scale: float) -> None:
@@ -265,8 +280,13 @@ class PlainTrainer:
                 parameter.sub_(rate * (mean / (scatter + ADAM_EPS) + WEIGHT_DECAY * parameter))
 
     def metrics(self) -> dict[str, float]:
-        kl = {"train/kl": self.sums["kl"] / self.num_tokens} if self.config.algorithm.kl_coef else {}
-        return kl | {
+        algorithm, some = self.config.algorithm, dict[str, float]()
+        if algorithm.kl_coef:
+            some["train/kl"] = self.sums["kl"] / self.num_tokens
+        if algorithm.importance_cap:
+            some["train/importance_mean"] = self.sums["importance"] / self.num_tokens
+            some["train/importance_capped"] = self.sums["capped"] / self.num_tokens
+        return some | {
             "train/loss": self.sums["loss"] / self.num_updates,
             "train/grad_norm": self.sums["norm"] / self.num_updates,
             "train/ratio_mean": self.sums["ratio"] / self.num_tokens,

@@ -76,6 +76,9 @@ CASES: dict[str, dict[str, Any]] = {
     "learning vision tower": {"model": {"freeze_vision": False}},
     "temperature 1, no update limit": {"rollout": {"temperature": 1.0}, "train": {"max_grad_norm": 1e6}},
     "one update, one row per forward": {"train": {"mini_batches": 1, "epochs": 1, "tokens_per_micro_batch": 1}},
+    "old log-probs of the trainer": {"algorithm": {"old_logprobs": "trainer"}},
+    "capped importance weights": {"algorithm": {"old_logprobs": "trainer", "importance_cap": 1.1}},
+    "capped weights, CISPO": {"algorithm": {"old_logprobs": "trainer", "importance_cap": 1.1, "loss": "cispo"}},
     "three mini-batches": {"algorithm": {"aggregation": "equation5"}, "train": {"mini_batches": 3, "epochs": 1}},
 }
 
@@ -191,9 +194,8 @@ class World:
         for group in (*self.groups, *self.branches):
             for rollout in group.rollouts:
                 row = row_of(rollout, 0, None, 0.0, divisor=1)
-                sampled_N = torch.tensor([trainer.allowed.index(row.token_ids[t]) for t in row.learning])
                 with torch.no_grad():
-                    own = at(trainer.scores(trainer.weights(), row), sampled_N).tolist()
+                    own = trainer.own(row).tolist()
                 old = [0.0] * len(row.token_ids)
                 for t, logprob in zip(row.learning, own, strict=True):
                     old[t] = logprob + 0.5 * math.sin(17 * t + row.token_ids[t])

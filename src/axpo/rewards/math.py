@@ -98,8 +98,6 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def _are_near(gold: Fraction, answer: Fraction) -> bool:
-    if gold.denominator == answer.denominator == 1:
-        return gold == answer
     return abs(gold - answer) <= min(MAX_ABSOLUTE_ERROR, MAX_RELATIVE_ERROR * abs(gold))
 
 
