@@ -312,6 +312,7 @@ def test_a_verifier_killed_while_idle_is_started_again() -> None:
 # -- hostile text -----------------------------------------------------------------------------------------------------
 
 PIECES = [
+    "\u0323\u0301",
     "<answer>", "</answer>", "\\boxed{", "}", "{", "</think>", "<think>", "answer is ", "\n", "(A)", " or ", "B.",
     "9**9", "\\frac", "$", "%", "\ud800", "\x00", "İ", "１", "−", "option ", "a ", "1e5", "/", "0", " ", "é", "\\text{",
 ]  # fmt: skip

@@ -110,6 +110,16 @@ def test_a_worker_that_ignores_its_own_limit_is_killed_from_outside(
     assert run(pool, "echo", 1, wall_s=10) == 1
 
 
+def test_an_interrupt_ends_the_job_at_once(pool: WorkerPool) -> None:
+    run(pool, "echo", 1)
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    started_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(pool, "sleep", 60, cpu_s=60.0)
+    assert time.monotonic() - started_s < 10
+    assert run(pool, "echo", 2) == 2
+
+
 def test_a_result_beyond_the_limit_is_not_read(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("axpo.workers.MAX_RESULT_BYTES", 1000)
     with pytest.raises(WorkError, match="its result is too large"):

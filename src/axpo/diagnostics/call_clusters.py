@@ -23,12 +23,12 @@ from __future__ import annotations
 import heapq
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, cast
 
+from axpo.normalization import normalize
 from axpo.types import JsonValue, ToolCall, ToolSpec
 
 MIN_BOX_IOU = 0.5
@@ -181,7 +181,7 @@ def text_words(text: str) -> frozenset[str]:
     """
     # piece by piece: normalising takes the square of the length of a run of combining marks
     pieces = (text[start : start + _PIECE_CHARS] for start in range(0, min(len(text), MAX_CHARS), _PIECE_CHARS))
-    normal = "".join(unicodedata.normalize("NFKC", piece) for piece in pieces).casefold()
+    normal = "".join(normalize("NFKC", piece) for piece in pieces).casefold()
     words = frozenset(_WORD.findall(normal))
     return words - _FUNCTION_WORDS or words
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from axpo.normalization import normalize
 from axpo.rewards.answers import extract_answer, gold_answers
 from axpo.types import Problem
 
@@ -32,7 +33,7 @@ def normalize_text(text: str) -> str:
     >>> normalize_text("−3.50 m")
     '-3.50 m'
     """
-    folded = unicodedata.normalize("NFKC", text.translate(_DASHES)).casefold()
+    folded = normalize("NFKC", text.translate(_DASHES)).casefold()
     kept = "".join(_keep(folded, index) for index in range(len(folded)))
     words = " ".join(kept.split())
     return _LEADING_ARTICLE.sub("", words) or folded.strip()

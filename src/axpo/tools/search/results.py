@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 from axpo.errors import ConfigError, ToolError, ToolFault
+from axpo.normalization import normalize
 from axpo.types import FailureKind, JsonValue
 
 MAX_QUERY_CHARS = 400
@@ -19,11 +18,6 @@ MAX_URL_CHARS = 2000
 MAX_TITLE_CHARS = 200
 MAX_STORED_CHARS = 4000
 """Of one snippet, before `max_snippet_chars` cuts it for the model."""
-MAX_MARKS = 30
-"""Combining marks in a row, as in Unicode's stream-safe text format (UAX #15). Normalization sorts them in quadratic
-time, and no language writes that many."""
-_MARK_RANGE = (0x300, 0x20000)
-"""Code points among which all combining marks are."""
 _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters but the line end, and halves of surrogate pairs."""
 _DOMAIN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -136,22 +130,8 @@ def one_line(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Text in composed form, where what cannot be printed (but line ends) has become a space.
-
-    Takes linear time: of more than `MAX_MARKS` combining marks in a row the rest is dropped.
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", _many_marks().sub(lambda found: found[0][:MAX_MARKS], text))
-    return _UNPRINTABLE.sub(" ", text)
-
-
-@functools.cache
-def _many_marks() -> re.Pattern[str]:
-    """A run of more than `MAX_MARKS` combining marks."""
-    candidates = (char for char in map(chr, range(*_MARK_RANGE)) if unicodedata.category(char)[0] == "M")
-    # by the decomposed form: a few characters that do not count as marks consist of nothing else
-    marks = "".join(char for char in candidates if unicodedata.combining(unicodedata.normalize("NFD", char)[0]))
-    return re.compile(f"[{marks}][{marks}]{{{MAX_MARKS},}}")  # `re` looks for a first set quickly, not for a repeat
+    """Text in composed form, where what cannot be printed (but line ends) has become a space."""
+    return _UNPRINTABLE.sub(" ", normalize("NFC", text))
 
 
 def read_results(items: JsonValue, *, service: str, fields: tuple[str, str, str]) -> list[SearchResult]:
