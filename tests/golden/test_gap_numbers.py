@@ -129,6 +129,7 @@ def test_recovery_of_questions_that_differ() -> None:
     # one new rollout that is a tool with q = 1/2, after one failure: 1/2 * E[p | 0 of 1] = 1/2 * 1/3
     assert fresh_probability(1, 1, tool_use=0.5, mean=0.5, correlation=1 / 3) == pytest.approx(1 / 6)
     assert posterior_recovery_probability(1, 4, mean=0.5, correlation=1.0) == 0  # it always fails
+    assert posterior_recovery_probability(0, 1, mean=0.5, correlation=2e-313) == 0.5  # too small to divide by
 
 
 def test_the_spread_between_questions_by_analysis_of_variance() -> None:

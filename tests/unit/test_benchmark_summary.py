@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from axpo.cli.benchmark_results import Scores, print_comparison
 from axpo.codec import from_json, to_json
-from axpo.errors import DataError
+from axpo.errors import ConfigError, DataError
 from axpo.evaluation.averages import common_k, macro_average, question_addends
 from axpo.evaluation.compare import compare, comparison_markdown
+from axpo.evaluation.folder import Manifest
 from axpo.evaluation.records import JudgedRollout
 from axpo.evaluation.scorecard import BenchmarkSummary
 from axpo.evaluation.summary import summarize
@@ -269,3 +272,32 @@ def test_numbers_over_benchmarks_say_what_they_lack() -> None:
         question_addends("pass@x")
     with pytest.raises(DataError, match="k=4"):
         macro_average([_solving("")], "pass@4")
+
+
+def test_folders_with_one_label_are_runs_of_one_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders: list[Path] = []
+    for number, (label, solved) in enumerate([("ours", "abc"), ("ours", "abd"), ("theirs", "a"), ("theirs", "b")]):
+        manifest = Manifest(
+            label=label,
+            benchmarks=(info(),),
+            sources={},
+            preset="axpo",
+            limit=None,
+            is_official=False,
+            num_samples=1,
+            seed=number,
+            has_judge=False,
+            tools=(),
+        )
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        scores = Scores(manifest=manifest, summaries=(_solving(solved),))
+        (folder / "summary.json").write_text(json.dumps(to_json(scores)))
+        folders.append(folder)
+    print_comparison(folders, out=tmp_path / "comparison.json")
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert (written["num_runs_a"], written["num_runs_b"], written["includes_training_seeds"]) == (2, 2, True)
+    print_comparison([folders[0], folders[2]], out=None)
+    assert "do not include the variance between training seeds" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="expected two methods, got 1: ours"):
+        print_comparison([folders[0], folders[1], folders[0]], out=None)

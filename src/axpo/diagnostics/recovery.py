@@ -165,8 +165,7 @@ def _success_after(num_failed: int, *, mean: float, correlation: float) -> float
         return mean
     if correlation >= 1:
         return mean if num_failed == 0 else 0.0  # a question always succeeds or never does
-    strength = (1 - correlation) / correlation
-    return mean * strength / (strength + num_failed)
+    return mean * (1 - correlation) / (1 - correlation + correlation * num_failed)
 
 
 def fresh_probability(num_failed: int, num_samples: int, *, tool_use: float, mean: float, correlation: float) -> float:

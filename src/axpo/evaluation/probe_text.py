@@ -212,7 +212,7 @@ def _details(counts: ProbeCounts, numbers: ProbeNumbers) -> Iterable[str]:
     yield f"Malformed calls: {_percent(numbers.malformed)} of the continuations{_range(numbers.malformed)}."
     if counts.judge_asked:
         yield f"Judge: {counts.judge_asked:,} pairs asked, {counts.judge_failed:,} without a usable answer."
-    yield "Intervals are 95 %, clustered by question; with fewer than about ten questions they are rough."
+    yield "Intervals are 95% confidence intervals, clustered by question."
 
 
 def _table(title: str, *columns: str) -> Table:
