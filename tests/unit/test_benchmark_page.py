@@ -236,7 +236,11 @@ def test_nothing_that_a_model_wrote_becomes_markup_and_nothing_is_loaded(tmp_pat
         assert not any(name.startswith("on") or name == "src" for name in attributes), tag
         assert tag != "a" or (attributes["href"] or "").startswith("#")
     assert re.findall(r"url\((?!data:image/webp;base64,)", html) == []
-    assert "default-src 'none'" in html
+    policy = next(a["content"] or "" for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    style = html.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:;")
+    assert not any("style" in attributes for _, attributes in page.tags), "an inline style, which the policy refuses"
 
 
 def test_pictures_are_thumbnails_and_a_missing_one_is_said(tmp_path: Path) -> None:
@@ -246,8 +250,8 @@ def test_pictures_are_thumbnails_and_a_missing_one_is_said(tmp_path: Path) -> No
     rollouts = [answered("a", 0, calls=[(ZOOM, None)], crop=crop), answered("b", 0)]
     html = _write(tmp_path, _records(problems, rollouts))
     assert html.count("data:image/webp;base64,") == 2
-    assert f'class="picture p-{seen.sha256[:16]}" role="img" aria-label="picture of the question"' in html
-    assert f'class="picture p-{crop.sha256[:16]}" role="img" aria-label="what the tool returned"' in html
+    assert re.search(rf'class="picture p-{seen.sha256[:16]} s\d+" role="img" aria-label="picture of the question"', html)
+    assert re.search(rf'class="picture p-{crop.sha256[:16]} s\d+" role="img" aria-label="what the tool returned"', html)
     assert html.count("picture not shown") == 1
     assert "1 pictures are left out" in html
 

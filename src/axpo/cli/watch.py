@@ -41,7 +41,7 @@ _HEADERS = {
 }
 _PAGE_POLICY = "frame-ancestors 'none'"
 """The page itself says what it may do."""
-_OTHER_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
+_OTHER_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 _log = logging.getLogger(__name__)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ from axpo.evaluation.tallies import AMOUNTS
 from axpo.measures.intervals import Interval
 from axpo.reports.dialogues import PictureShelf, QuestionView, build_questions
 from axpo.reports.paper_table import build_paper_table, paper_html
-from axpo.reports.tables import percent, points
+from axpo.reports.shell import StyleSheet, read_static, render_plain_page
+from axpo.reports.shell import write_page as write_whole
+from axpo.reports.tables import percent, points, share_range
 from axpo.types import Problem
 
 MAX_QUESTIONS = 40
@@ -119,31 +120,16 @@ def write_page(
     Raises:
         DataError: without a benchmark.
     """
-    page = _environment().get_template("benchmarks.html.j2").render(_context(evaluation, others, max_questions))
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    partial = out_path.with_name(f"{out_path.name}.partial")
-    partial.write_text(page, encoding="utf-8", errors="replace")  # a model can write half of a surrogate pair
-    partial.replace(out_path)
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    folder = files("axpo.reports")
-    environment = Environment(
-        autoescape=True,  # everything a model wrote is text, never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
-    )
-    environment.filters |= {"percent": percent, "interval": _share_range}
-    return environment
+    values, thumbnails = _context(evaluation, others, max_questions)
+    images = "\n".join(f".{name} {{ background-image: url({data}); }}" for name, data in thumbnails.items())
+    css = StyleSheet(read_static("benchmarks.css"), images)
+    write_whole(render_plain_page("benchmarks.html.j2", css, **values), out_path)
 
 
 def _context(
     evaluation: Evaluation, others: Sequence[tuple[str, Sequence[BenchmarkSummary]]], max_questions: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the template shows, and the thumbnails by CSS class."""
     if not evaluation.benchmarks:
         raise DataError(f"benchmark page of {evaluation.label}: there is no benchmark.")
     summaries = [part.summary for part in evaluation.benchmarks]
@@ -153,15 +139,15 @@ def _context(
         _build_section(index, part, shelf, max_questions, MAX_TEXT_BYTES // share)
         for index, (part, shelf) in enumerate(zip(evaluation.benchmarks, shelves, strict=True))
     ]
-    return {
+    values = {
         "title": evaluation.label,
         "verdict": write_verdict(summaries),
         "facts": dict(evaluation.facts) | _facts(summaries),
         "table": paper_html(build_paper_table([(evaluation.label, summaries), *others])),
         "alarms": [(summary.info.title, alarm) for summary in summaries for alarm in summary.alarms],
         "sections": sections,
-        "pictures": {name: data for shelf in shelves for name, data in shelf.thumbnails.items()},
     }
+    return values, {name: data for shelf in shelves for name, data in shelf.thumbnails.items()}
 
 
 def write_verdict(summaries: Sequence[BenchmarkSummary]) -> tuple[str, ...]:
@@ -170,7 +156,7 @@ def write_verdict(summaries: Sequence[BenchmarkSummary]) -> tuple[str, ...]:
     one, best, tools = (macro_average(summaries, name) for name in ("pass@1", f"pass@{k}", "tool_use_rate"))
     where = summaries[0].info.title if len(summaries) == 1 else f"Unweighted mean of {len(summaries)} benchmarks"
     within = f", {percent(best.estimate)} of the questions solved within {k} tries" if k > 1 else ""
-    bounds = f" (95% interval {_share_range(one)})" if one.low is not None else ""
+    bounds = f" (95% interval {share_range(one)})" if one.low is not None else ""
     lead = f"{where}: {percent(one.estimate)} right at the first try{bounds}{within}."
     alarms = sum(len(summary.alarms) for summary in summaries)
     said = [lead, f"{percent(tools.estimate)} of the rollouts call a tool. {_gap_sentence(summaries)}".strip()]
@@ -287,10 +273,3 @@ def _interval(name: str, interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return ""
     return f"{_value(name, interval.low)} to {_value(name, interval.high)}"
-
-
-def _share_range(interval: Interval) -> str:
-    """`58.1–62.9`, in percent; empty for nothing."""
-    if interval.low is None or interval.high is None:
-        return ""
-    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}"

@@ -1,4 +1,4 @@
-"""What every page with scripts is made of: a template, a policy that allows its own scripts and styles, its data."""
+"""What pages are made of: a template, a policy that allows the page's own scripts and styles only, its data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.reports.definitions import define
-from axpo.reports.tables import percent
+from axpo.reports.tables import percent, share_range
 
 
 def render_page(
@@ -42,6 +42,35 @@ def render_page(
             data={name: as_json(value) for name, value in data.items()},
         )
     )
+
+
+class StyleSheet:
+    """The style of a page that computes some declarations: each becomes a class, because no inline style is allowed.
+
+    >>> css = StyleSheet("p { margin: 0; }")
+    >>> css("width: 5%"), css("width: 9%"), css("width: 5%")
+    ('s0', 's1', 's0')
+    >>> css.text().splitlines()[-1]
+    '.s1 { width: 9%; }'
+    """
+
+    def __init__(self, *texts: str) -> None:
+        self._texts = texts
+        self._classes: dict[str, str] = {}
+
+    def __call__(self, declarations: str) -> str:
+        """The class that has these declarations."""
+        return self._classes.setdefault(declarations, f"s{len(self._classes)}")
+
+    def text(self) -> str:
+        """Everything, for the page's style element."""
+        rules = (f".{name} {{ {declarations}; }}" for declarations, name in self._classes.items())
+        return "\n".join([*self._texts, *rules])
+
+
+def render_plain_page(template: str, css: StyleSheet, **values: Any) -> str:
+    """A page without scripts. The template calls `css` for computed styles and `policy` for its style in the end."""
+    return _environment().get_template(template).render(**values, css=css, policy=_style_policy)
 
 
 def write_page(page: str, path: Path) -> None:
@@ -79,6 +108,10 @@ def _policy(*, scripts: Sequence[str], style: str, is_live: bool) -> str:
     )
 
 
+def _style_policy(style: str) -> str:
+    return f"default-src 'none'; style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+
+
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
@@ -96,7 +129,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
     )
-    environment.filters |= {"percent": percent, "seconds": seconds_text, "define": define}
+    environment.filters |= {"percent": percent, "seconds": seconds_text, "define": define, "interval": share_range}
     return environment
 
 

@@ -226,6 +226,13 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
+def share_range(interval: Interval) -> str:
+    """`58.1–62.9`, in percent; empty without an interval."""
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}"
+
+
 def points(value: float | None) -> str:
     """A difference of shares: `-0.042` -> `−4.2`, in percentage points; a dash for nothing."""
     return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
