@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-MAX_SECONDS = 30.0
-"""For one input; the tightest limit of the product that applies is shorter in all four kinds."""
+MAX_SECONDS = 60.0
+"""For one input: a schema is checked in three steps, each with a limit of 2 or 5 seconds of processor time."""
 MAX_GROWTH_BYTES = 500 * 2**20
 SHARES = {"dumps": 0.4, "configurations": 0.2, "schemas": 0.2, "requests": 0.2}
 
@@ -173,33 +173,34 @@ def _configurations(folder: Path) -> Iterator[Check]:
 
 @contextlib.contextmanager
 def _schemas(folder: Path) -> Iterator[Check]:
+    """What happens to the schema of an MCP server when it connects, to a call, and to a structured result."""
     from axpo.errors import UserError
-    from axpo.rollout.executor import ToolExecutor
-    from axpo.tools.fakes import EchoTool
-    from axpo.types import Problem, ToolCall, ToolSpec
+    from axpo.rollout.arguments import check_schema, find_misfit
+    from axpo.tools.mcp.schema import misfit_of_result, unusable_reason
+    from axpo.types import ToolSpec
+    from axpo.workers import WorkError
 
     loop = asyncio.new_event_loop()
 
     def check(rng: random.Random) -> str:
-        schema = _damage_value(rng, rng.choice(_SCHEMAS))
+        # a check that takes as long as it may costs seconds, so few of the inputs are of this kind
+        seeds = _SLOW_SCHEMAS if rng.random() < 0.02 else _SCHEMAS
+        schema = _damage_value(rng, rng.choice(seeds))
         arguments = _damage_value(rng, rng.choice(_ARGUMENTS))
         if not isinstance(schema, dict) or not isinstance(arguments, dict):
-            return "refused"
+            return "refused"  # the message of the server is refused before
         try:
+            if unusable_reason(schema):
+                return "refused"
             spec = ToolSpec(name="echo", description="Repeats.", parameters=schema)
-            executor = ToolExecutor([EchoTool(spec)])
-            call = ToolCall(id="call-0", name="echo", arguments=arguments)
-            results = loop.run_until_complete(_call(executor, call, Problem))
-        except UserError:
+            check_schema(spec)
+            misfit = loop.run_until_complete(find_misfit(arguments, spec))
+            return "refused" if misfit or misfit_of_result(schema, arguments) else "accepted"
+        except (UserError, WorkError):
             return "refused"
-        return "refused" if results.failure is not None else "accepted"
 
     yield check
     loop.close()
-
-
-async def _call(executor: Any, call: Any, problem: Any) -> Any:
-    raise NotImplementedError
 
 
 @contextlib.contextmanager
@@ -248,13 +249,17 @@ _DUMP_ROWS: tuple[list[dict[str, Any]], ...] = (
     [{"group_index": 0, "prompt": "q", "response": _CALL, "reward": 1, "status": "completed"}] * 3,
     [{"prompt": _CHAT[:1], "completion": _CHAT[1:], "accuracy": 1.0, "advantage": 0.5, "step": 3}] * 3,
 )
-_SCHEMAS: tuple[dict[str, Any], ...] = (
+_SLOW_SCHEMAS: tuple[dict[str, Any], ...] = (
     {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}, "required": ["a"]},
+    {"type": "object", "allOf": [{"anyOf": [{"type": "object"}] * 50}] * 50, "patternProperties": {"(x|x)*y": {}}},
+)
+_SCHEMAS: tuple[dict[str, Any], ...] = (
+    {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a+$"}}, "required": ["a"]},
     {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"anyOf": [{"$ref": "#/$defs/x"}]}}},
     {"type": "object", "properties": {"n": {"type": "number", "multipleOf": 1e-300, "maximum": 1e308}}},
     {"type": "object", "properties": {"l": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}},
-    {"type": "object", "patternProperties": {"(x|x)*y": {"not": {}}}, "additionalProperties": {"const": None}},
-    {"allOf": [{"anyOf": [{"type": "object"}] * 50}] * 50},
+    {"type": "object", "patternProperties": {"x*y": {"not": {}}}, "additionalProperties": {"const": None}},
+    {"type": "object", "properties": {"tree": {"$ref": "#"}, "size": {"enum": ["small", "large"]}}},
 )
 _ARGUMENTS: tuple[dict[str, Any], ...] = (
     {"a": "a" * 40 + "!"},
@@ -277,7 +282,7 @@ _PIECES = (
 )  # fmt: skip
 _VALUES: tuple[Any, ...] = (
     None, True, -1, 1e308, float("nan"), 10**400, "", "\ud800", "\x1b[31m", "x" * 100_000, [], {}, [[]], {"a": {}},
-    "^(a|a)*$", "#", {"$ref": "#"}, {"$ref": "http://127.0.0.1:9/"}, {"$dynamicRef": "#a"}, {"type": "nothing"},
+    "#", {"$ref": "#"}, {"$ref": "http://127.0.0.1:9/"}, {"$dynamicRef": "#a"}, {"type": "nothing"},
 )  # fmt: skip
 _LITERALS = (
     "0", "1", "-1", "3", "0.5", "1e308", "nan", "inf", "9223372036854775808", "true", "''", "'mini'", "'\x1b'",
