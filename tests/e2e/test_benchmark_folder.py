@@ -88,9 +88,9 @@ def test_what_is_wrong_with_the_judge_shows_before_anything_is_sampled(
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     with chat_stub() as stub:
-        assert main(words(stub.url, tmp_path / "file", "--limit", "1")) == 1
-    said = capsys.readouterr().err
-    assert "Not a directory" in said and "Traceback" not in said
+        assert main(words(stub.url, tmp_path / "file", "--limit", "1")) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'file'} cannot be the folder of a run (it is a file)" in line
 
 
 def test_the_table_on_a_terminal_of_80_columns_shows_every_digit(
@@ -103,4 +103,4 @@ def test_the_table_on_a_terminal_of_80_columns_shows_every_digit(
         tools = ["--data.tools", '["image_zoom_in"]']
         assert main(words(stub.url, tmp_path / "out", *tools, benchmarks=str(data))) == 0
     printed = capsys.readouterr().out
-    assert "100-100" in printed and "…" not in printed
+    assert "43.9-100" in printed and "…" not in printed
