@@ -42,7 +42,7 @@ _REASONS = {
 }
 """Exit code of a worker that exceeded one of its own limits."""
 _PASSED_ON = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "SYSTEMROOT", "VIRTUAL_ENV")
-"""What a worker may see of our environment, which holds keys and tokens."""
+"""Environment variables that a worker gets: the whole environment contains keys and tokens."""
 
 
 class WorkError(AxpoError):

@@ -73,7 +73,7 @@ def test_a_dialogue_has_time_for_all_its_tokens(tmp_path: Path) -> None:
     from axpo.cli.main import _build_parser  # pyright: ignore[reportPrivateUsage]
 
     words = ["eval", "--benchmarks", "mini_count", "--model", "m", "--endpoint", "http://127.0.0.1:1/v1"]
-    arguments = _build_parser().parse_args(words)
+    arguments = _build_parser()[0].parse_args(words)
     arguments.overrides = {}
     config = read_request(arguments).config
     slowest = config.eval.max_response_tokens / config.rollout.time_limit_s

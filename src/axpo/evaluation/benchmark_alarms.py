@@ -15,9 +15,9 @@ MAX_JUDGE_FAILED = 0.01
 MAX_UNDECIDED = 0.05
 MIN_LETTER_QUESTIONS = 6
 MIN_LETTER_EXCESS = 0.15
-"""A letter dominates when its share lies that far above the expected one, and a binomial test says the same."""
+"""A letter dominates when its share is that far above the expected one and a binomial test confirms it."""
 MAX_LETTER_CHANCE = 0.001
-"""Of the binomial test: the probability of at least as many questions, were the expected share the true one."""
+"""Largest p-value of that test: the probability of at least as many questions if the expected share were true."""
 
 
 def with_alarms(summary: BenchmarkSummary) -> BenchmarkSummary:
@@ -175,7 +175,7 @@ def _check_answer_letter(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
     table = summary.letters
     if table is None:
         return None
-    total = table.num_answered + len(table.letters)  # one more question per letter: no share is taken for 0 or 1
+    total = table.num_answered + len(table.letters)  # one extra question per letter: no expected share is 0 or 1
     counts = [
         (count.letter, count.num_answered, table.num_answered * (count.num_answered_expected + 1) / total)
         for count in table.letters
@@ -194,7 +194,7 @@ def _check_answer_letter(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
 
 
 def _find_dominant(counts: Sequence[tuple[str, float, float]], num_questions: int) -> tuple[str, float, float] | None:
-    """The letter whose count lies furthest above the expected one, its share and the expected share.
+    """The letter whose count exceeds the expected one most, its share and the expected share.
 
     None where no count is surprising by the binomial test, or none by `MIN_LETTER_EXCESS`.
     """

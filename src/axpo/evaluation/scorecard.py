@@ -31,7 +31,7 @@ class BenchmarkInfo:
     is_official: bool = False
     """Asked for and judged by the authors' own rules."""
     leaves_out: str = ""
-    """What such an evaluation does not repeat of the authors' own."""
+    """Parts of the authors' evaluation that it does not repeat."""
     judge: str = ""
     """Model that judged last; empty: none."""
 
@@ -126,7 +126,7 @@ class LetterCount:
     num_answered: float
     """Questions that the model answers with it; of several samples, the share that does."""
     num_answered_expected: float
-    """Of the questions answered with a letter, those in which it is right: so often a right model answers with it."""
+    """Questions answered with any letter in which this one is right: how often a perfect model answers with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ class LetterTable:
     num_questions: int
     """Independent multiple-choice questions."""
     num_answered: int
-    """Of them, those with a sample that names an option."""
+    """Those with a sample that names an option."""
     letters: tuple[LetterCount, ...]
 
 
@@ -179,7 +179,7 @@ class QuestionResult:
 
     @property
     def counts(self) -> GroupCounts:
-        """What the shared rates of tool use count."""
+        """Counters for the rates of tool use in `axpo.measures.rates`."""
         return GroupCounts(n=self.num_ended, tool=self.num_tool)
 
 

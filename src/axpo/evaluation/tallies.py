@@ -74,7 +74,7 @@ class QuestionTallies:
 
     @property
     def counts(self) -> GroupCounts:
-        """What the shared rates count."""
+        """Counters for the rates of `axpo.measures.rates`."""
         counts = GroupCounts(n=len(self.tallies), truncation_known=len(self.tallies), turns_known=len(self.tallies))
         for tally in self.tallies:
             counts.tool += tally.uses_tool

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TOO_LARGE_TEXT = "the result is larger than"
 _TOO_LONG = "the server took too long"
 HEADERS_TIMEOUT_S = 30.0
-"""For the headers of the stream on which a server speaks unasked."""
+"""Time limit for the headers of the stream on which a server sends unasked."""
 ABORT_GRACE_S = 5.0
 """A request is ended this long after the call that it belongs to was given up."""
 RECONNECT_PAUSE_S = 0.5
@@ -66,7 +66,7 @@ async def http_transport(
 
 @dataclass(slots=True)
 class _Traffic:
-    """What passes on one connection, over all of its requests."""
+    """Counters and deadlines of one connection, over all of its requests."""
 
     max_message_bytes: int
     time_limit_s: float
@@ -80,11 +80,11 @@ class _Traffic:
     deadlines: weakref.WeakKeyDictionary[asyncio.Task[Any], float | None] = field(
         default_factory=weakref.WeakKeyDictionary
     )
-    """By the task that sends a message: the SDK asks again for the rest of an answer in the same task. None for the
-    task of the stream on which the server speaks unasked."""
+    """Deadline of each task that sends a message: the SDK asks for the rest of an answer in the same task. None for the
+    task of the stream on which the server sends unasked."""
 
     async def hand_on(self, received: Any, incoming: Any) -> None:
-        """Hand on answers and requests; drop notifications, nobody listens to them."""
+        """Pass on answers and requests. Notifications are dropped: nothing here handles them."""
         import anyio
         from mcp.types import JSONRPCError, JSONRPCRequest, JSONRPCResponse
 

@@ -81,7 +81,7 @@ _ANSWERS = {
 _ARCHITECTURES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
 """Audit constant, column in the tables."""
 _THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
-"""What pthread_create asks of clone (glibc, musl): a thread that shares everything. Nothing else is created."""
+"""Flags that pthread_create passes to clone (glibc, musl): a thread that shares everything. Nothing else is created."""
 _FILE_COMMANDS = (0, 1, 2, 3, 4, 5, 1030)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_DUPFD_CLOEXEC: what duplicating, inheriting and blocking
 take. F_GETLK finds nothing, because no rollout can lock; SQLite asks in its write-ahead mode.

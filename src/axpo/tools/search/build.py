@@ -86,7 +86,7 @@ def build_index(
 
 
 def _clear_killed(folder: Path) -> None:
-    """Remove what builds of `folder` left that were killed. One that was about to be replaced is put back first."""
+    """Remove what killed builds of `folder` left. An index that was about to be replaced is put back first."""
     for path in folder.parent.glob(f"{glob.escape(folder.name)}.*"):
         match = re.fullmatch(r"\.(\d+)\.(partial|old)", path.name.removeprefix(folder.name))
         if match is None or _is_running(int(match[1])):
@@ -104,7 +104,7 @@ def _is_running(pid: int) -> bool:
         return False
     except OSError:  # of another user
         return True
-    return pid != os.getpid()  # a number that is used again
+    return pid != os.getpid()  # this process: it got the id of the killed one
 
 
 def left_out(source: Path) -> dict[str, int]:

@@ -49,8 +49,8 @@ class AnswerCache:
     An outcome that is not final (a fault) gives way to a later one; the first final one stays, whichever process
     stored it. Not for network file systems: SQLite's WAL needs shared memory.
 
-    Each entry has a checksum. A damaged one is as good as not there: it is logged once and asked for again; in a replay
-    it is a `ConfigError`, as is a file that is none of ours or cannot be read at all. When storing fails (full disk,
+    Each entry has a checksum. A damaged one counts as missing: it is logged once and asked for again; in a replay it
+    is a `ConfigError`, as is a file that is not a cache or cannot be read at all. When storing fails (full disk,
     lock), the answer still counts: it is logged once and counted in `num_lost`.
     """
 
