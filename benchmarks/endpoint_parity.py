@@ -18,10 +18,7 @@ import contextlib
 import datetime
 import json
 import math
-import multiprocessing
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -30,10 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import axpo
 from axpo.cli.benchmark_config import BenchmarkConfig
 from axpo.cli.build import resolve_model_path
 from axpo.cli.main import main as axpo_main
@@ -45,6 +38,7 @@ from axpo.evaluation.records import JudgedRollout
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.rollout.rendering import CALL_TAGS, QwenRenderer
 from axpo.types import Content, Message, ToolSpec
+from recording import describe_machine, write_record
 
 BENCHMARKS = "mini_count,mini_distance,mini_lookup"
 ALLOWED_POINTS = 5.0
@@ -66,8 +60,7 @@ def main() -> None:
         result = measure(args, args.folder or Path(name))
     print(json.dumps(result))
     if args.record:
-        path = Path(__file__).parent / "records" / f"{result['setting']['date']}-endpoint_parity.json"
-        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_record(result)
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -201,7 +194,7 @@ def expected_counts(transcript: Transcript, tools: Sequence[ToolSpec], renderer:
 
 
 def as_written(turn: Message) -> Message:
-    """The turn; calls that nobody could read as the text that they are."""
+    """The turn as the model wrote it: with a malformed call, all its calls as text."""
     if all(call.parse_error is None for call in turn.tool_calls):
         return turn
     calls = [f"{CALL_TAGS[0]}{call.raw}{CALL_TAGS[1]}" for call in turn.tool_calls]
@@ -212,21 +205,14 @@ def as_written(turn: Message) -> Message:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """Options, machine and versions."""
     return {
         "date": str(datetime.datetime.now(tz=datetime.UTC).date()),
         "server": args.server,
         "checkpoint": args.checkpoint,
         "questions_per_family": args.questions,
         "samples": args.samples,
-        "machine": platform.processor() or platform.machine(),
-        "cores": multiprocessing.cpu_count(),
-        "commit": commit.stdout.strip() or None,
-        "axpo": axpo.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
+        **describe_machine("torch", "transformers"),
     }
 
 

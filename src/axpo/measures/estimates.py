@@ -66,7 +66,7 @@ class _Term:
         self.questions, self.method, self.weight = questions, method, 1.0
         self._is_share = is_share
         totals_S = denominators_SC.sum(axis=1)
-        # To first order, a cluster shifts the ratio R = N / D by (n - R d) / D, its influence. The squares add up to the
+        # To first order, a cluster shifts the ratio R = N / D by (n - R d) / D, its influence. Squares add up to the
         # variance of `axpo.measures.intervals`; the products of two ratios' influences add up to their covariance.
         with np.errstate(divide="ignore", invalid="ignore"):  # a run without a denominator has no ratio
             self.values_S = np.where(totals_S > 0, numerators_SC.sum(axis=1) / totals_S, np.nan)
