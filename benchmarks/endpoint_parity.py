@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both evaluations and what they say."""
+    """Run both evaluations and compare them."""
     words = ["eval", "--benchmarks", BENCHMARKS, "--limit", str(args.questions), "--model", "mini"]
     words += ["--eval.num_samples", str(args.samples)]
     there, here = folder / "endpoint", folder / "process"
@@ -88,7 +88,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def evaluate(words: Sequence[str]) -> None:
-    """An `axpo eval` command; whatever it prints is not the result."""
+    """Run an `axpo eval` command. Its output goes to standard error, because standard output is for the result."""
     with contextlib.redirect_stdout(sys.stderr):
         if code := axpo_main(words):
             raise SystemExit(code)
@@ -98,17 +98,17 @@ def evaluate(words: Sequence[str]) -> None:
 
 
 def is_correct(judged: JudgedRollout) -> bool:
-    """Judged right."""
+    """True when the rollout was judged right."""
     return judged.is_correct
 
 
 def uses_tool(judged: JudgedRollout) -> bool:
-    """With a call; a lost rollout has none."""
+    """True for a rollout with a call; a lost one has none."""
     return judged.rollout.transcript is not None and judged.rollout.transcript.uses_tool
 
 
 def is_truncated(judged: JudgedRollout) -> bool:
-    """Ended by a limit."""
+    """True for a rollout that a limit ended."""
     return judged.rollout.transcript is not None and judged.rollout.transcript.stop_reason.value != "answered"
 
 

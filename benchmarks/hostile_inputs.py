@@ -32,7 +32,7 @@ from recording import describe_machine
 
 ROOT = Path(__file__).parent.parent
 MAX_SECONDS = 60.0
-"""For one input: a schema is checked in three steps, each with a limit of 2 or 5 seconds of processor time."""
+"""Limit of one input. A schema is checked in three steps, each with a limit of 2 or 5 seconds of processor time."""
 MAX_GROWTH_BYTES = 500 * 2**20
 SHARES = {"dumps": 0.4, "configurations": 0.2, "schemas": 0.2, "requests": 0.2}
 

@@ -115,7 +115,7 @@ class WorkerPool:
         self._num_taken = 0
 
     def forget_parent(self) -> None:
-        """In a forked child: two processes must not share one pair of pipes."""
+        """Start over in a forked child: two processes must not share one pair of pipes."""
         for worker in self._idle:
             worker.close_pipes()
         self._forget()
@@ -239,4 +239,4 @@ os.register_at_fork(after_in_child=lambda: _for_each_pool("forget_parent"))
 atexit.register(lambda: _for_each_pool("close"))
 
 text_workers = WorkerPool()
-"""For schemas, pages and templates."""
+"""Workers for schemas, pages and files."""

@@ -40,9 +40,9 @@ class CheckedEndpoint:
 
     options: WireOptions
     prompt_tokens: int | None
-    """As the server counted; None when it does not count."""
+    """The server's count; None when it does not count."""
     expected_prompt_tokens: int | None
-    """As the checkpoint's own template and image processor make it; None when no checkpoint is named."""
+    """Count by the checkpoint's own template and image processor; None when no checkpoint is named."""
     notes: tuple[str, ...]
 
 

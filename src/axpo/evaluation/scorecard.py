@@ -29,7 +29,7 @@ class BenchmarkInfo:
     expected_size: int | None = None
     """Questions of the preset as published."""
     is_official: bool = False
-    """Asked for and judged by the authors' own rules."""
+    """True when the authors' own rules asked for the format and judged."""
     leaves_out: str = ""
     """Parts of the authors' evaluation that it does not repeat."""
     judge: str = ""
@@ -116,7 +116,7 @@ class PixelCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LetterCount:
-    """One option letter in the multiple-choice questions. Numbers of independent questions: clusters count once."""
+    """One option letter in the multiple-choice questions. Its numbers count independent questions: a cluster is one."""
 
     letter: str
     num_gold: float

@@ -33,7 +33,7 @@ async def judge_all(
     max_running: int = 16,
     on_done: Callable[[], None] = lambda: None,
 ) -> tuple[JudgedRollout, ...]:
-    """A verdict for every rollout, in their order. Rollouts without a text are wrong without being read.
+    """A verdict for every rollout, in their order. Rollouts without a text are wrong; no rule and no judge reads them.
 
     `reads_all_turns`: the thinking and the text of every turn are read, instead of the final text.
     `max_running`: rules at work at once; how many questions a judge takes at once is its own affair.

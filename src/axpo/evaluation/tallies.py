@@ -292,7 +292,7 @@ def _runs_tool(tally: Tally) -> bool:
 
 
 def _lost(question: QuestionTallies) -> Addends:
-    """Over the n samples asked for."""
+    """Lost samples, of the n asked for."""
     return float(question.num_samples - len(question.tallies)), float(question.num_samples)
 
 

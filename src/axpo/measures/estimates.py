@@ -16,8 +16,6 @@ from axpo.errors import DataError
 from axpo.measures.intervals import UNKNOWN, Interval, Part, RunVariance, combine
 
 Array = NDArray[np.float64]
-Addends = tuple[float, float]
-"""Numerator and denominator that one question adds."""
 
 
 class Questions:

@@ -1,7 +1,7 @@
 """An MCP server reached over streamable HTTP, bounded in all that it sends and in how long it takes.
 
-The SDK bounds the size of one event. It does not end the request of a call that was given up, follows a server that
-closes its streams for ever, and keeps whatever a server asks until it is answered. The rules here are those of
+The SDK bounds the size of one event. It does not end the request of a call that was given up, reconnects forever to a
+server that closes its streams, and keeps every request of a server until it is answered. The rules are those of
 `axpo.tools.mcp.stdio`, with a time limit for each request.
 """
 
@@ -30,7 +30,7 @@ HEADERS_TIMEOUT_S = 30.0
 ABORT_GRACE_S = 5.0
 """A request is ended this long after the call that it belongs to was given up."""
 RECONNECT_PAUSE_S = 0.5
-"""Between two requests for a stream that the server closes again and again, whatever pause it asks for."""
+"""Shortest pause between two requests for a stream that the server keeps closing, even if it asks for a shorter one."""
 
 
 @asynccontextmanager
@@ -134,7 +134,7 @@ class _Traffic:
         self.log.ended.set()
 
     async def deadline_s(self, method: str) -> float | None:
-        """When a request of this task must have ended. Pauses before a task asks for a stream again."""
+        """Time by which a request of this task must have ended. Pauses before a task asks for a stream again."""
         task = asyncio.current_task()
         assert task is not None
         if task not in self.deadlines:

@@ -15,7 +15,7 @@ from axpo.types import JsonValue
 from axpo.workers import WorkError, text_workers
 
 MAX_SCHEMA_BYTES = 100_000
-"""As JSON. The model reads the schema of arguments, about 25,000 tokens of it."""
+"""Limit of a schema as JSON. The model reads the schema of arguments: this is about 25,000 tokens."""
 MAX_SCHEMA_DEPTH = 64
 CHECK_CPU_S = 5.0
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")

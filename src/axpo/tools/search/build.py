@@ -30,7 +30,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _HEAP_BYTES = 512_000_000
 _PROGRESS_EVERY = 1000
 _FIELDS = {"text": ("title", "text", "url", "id"), "caption": ("image", "caption", "title", "url", "id")}
-"""Fields of a row by its body: a document's, or a picture's."""
+"""Fields of a row: of a document, which has `text`, and of an image, which has `caption`."""
 _READ_CPU_S = 20.0
 """Processor time that reading one HTML file may take."""
 
@@ -250,7 +250,7 @@ def _read_folder(folder: Path, update_hash: Callable[[bytes], object]) -> Iterat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Files:
-    """The files of a folder: pictures where there are any, else texts."""
+    """The files of a folder. Images are read if there are any, else texts."""
 
     all: list[Path]
     read: list[Path]
