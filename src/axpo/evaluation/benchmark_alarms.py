@@ -32,7 +32,7 @@ def _check_judge(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         name="no_judge",
         text=f"Rules alone cannot decide all answers here and no judge was asked: {summary.num_undecided} verdicts are "
         "open and count as wrong. The score is a lower bound.",
-        advice="Name a judge; the dialogues are kept, only verdicts are made anew.",
+        advice="Name a judge; the dialogues are kept, only the verdicts are made again.",
     )
 
 
@@ -67,7 +67,7 @@ def _check_pixels(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         name="scaled_pictures",
         text=f"Less than half of the pixels reached the model in {_percent(pixels.scaled_share.estimate)} of the "
         f"questions with pictures (median: {_percent(pixels.median_ratio)}). Small things cannot be seen then.",
-        advice="Raise the pixel limit of the model or of its server (max_pixels), or say so beside the score.",
+        advice="Raise the pixel limit of the model or of its server (max_pixels), or say so next to the score.",
     )
 
 
@@ -127,7 +127,7 @@ def _check_judge_failures(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         MAX_JUDGE_FAILED,
         name="judge_failures",
         text="The judge failed on {} of the rollouts. They count as wrong: the score is too low.",
-        advice=f"Read the notes in verdicts/{summary.info.name}.jsonl, mend the judge, and run the same command again.",
+        advice=f"Read the notes in verdicts/{summary.info.name}.jsonl, fix the judge, and run the same command again.",
     )
 
 

@@ -17,7 +17,7 @@ Score = Callable[[Problem, str], Verdict]
 AskJudge = Callable[[Problem, Verdict, str], Awaitable[Verdict]]
 """`ask(problem, undecided verdict, final text)`; a judge that fails says so in its verdict and counts as wrong."""
 
-LOST = Verdict(is_correct=False, rule="lost", note="a fault of ours at every try")
+LOST = Verdict(is_correct=False, rule="lost", note="an infrastructure failure at every try")
 NO_ANSWER = Verdict(is_correct=False, rule="no_answer")
 MAX_SCORE_S = 60.0
 """A rule that takes longer has a fault; the rollout counts as wrong and its verdict says so."""

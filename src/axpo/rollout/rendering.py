@@ -122,7 +122,7 @@ class QwenRenderer:
         config: Any = load_part(AutoConfig, path, "config")
         if not tokenizer.chat_template:
             raise CheckpointError(
-                f"{path}: has no chat template. Put the model's own chat_template.jinja beside its tokenizer.json."
+                f"{path}: has no chat template. Put the model's own chat_template.jinja next to its tokenizer.json."
             )
         expected = tokenizer.get_vocab().get(IMAGE_PAD)
         configured = getattr(config, "image_token_id", expected)
