@@ -162,7 +162,7 @@ def steps_in_time(
         return num_steps
     in_time = min(steps + int((left_s - RESTART_S) / seconds) for steps, seconds in zip(done, step_s, strict=True))
     wanted = max(max(done) + 2, MIN_STEPS, min(FULL_STEPS, in_time))  # the update under way is finished first
-    is_earlier = needed_s > left_s
+    is_earlier = needed_s > left_s  # the bounds above may point the other way: then the plan stays
     return wanted if (wanted < num_steps) == is_earlier else num_steps
 
 

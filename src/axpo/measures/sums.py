@@ -151,6 +151,7 @@ class PairSums:
         a, b = self.first.estimate, self.second.estimate
         covariance = 0.0
         if a is not None and b is not None and min(self.first.num_groups, self.second.num_groups) > 1:
+            # sum over groups of (n1 - a d1) (n2 - b d2): the covariance of the two linearized ratios, before scaling
             cross = self.nn - b * self.nd - a * self.dn + a * b * self.dd
             sizes = [sums.num_groups / (sums.num_groups - 1) for sums in (self.first, self.second)]
             covariance = cross / (self.first.d * self.second.d) * (sizes[0] * sizes[1]) ** 0.5

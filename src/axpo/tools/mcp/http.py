@@ -140,7 +140,7 @@ class _Traffic:
         if task not in self.deadlines:
             is_call = method != "GET"
             self.deadlines[task] = time.monotonic() + self.time_limit_s + ABORT_GRACE_S if is_call else None
-        elif method == "GET" and (self.deadlines[task] or math.inf) > time.monotonic():
+        elif method == "GET" and (self.deadlines[task] or math.inf) > time.monotonic():  # a stream was closed early
             await asyncio.sleep(RECONNECT_PAUSE_S)
         return self.deadlines[task]
 

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS requests (service TEXT PRIMARY KEY, sent INTEGER NOT 
 # as bytes: text that damage made invalid cannot be read as text
 _COLUMNS = "CAST(request AS BLOB), CAST(outcome AS BLOB), CAST(is_final AS BLOB)"
 _GET = f"SELECT {_COLUMNS}, CAST(digest AS BLOB) FROM answers WHERE key = ?"
+# a final entry stays, unless it is damaged
 _PUT = f"""
 INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
 SET request = excluded.request, outcome = excluded.outcome, is_final = excluded.is_final,
