@@ -12,9 +12,7 @@ has the rollouts of each question anywhere in the file. `--record` also writes t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import random
 import statistics
 import subprocess
@@ -24,9 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import axpo
+from recording import describe_machine, write_record
 
-ROOT = Path(__file__).parents[1]
 SIBLINGS = 8
 QUESTIONS_PER_STEP = 1_000
 CALL_SHARE = 0.3
@@ -67,13 +64,11 @@ def main() -> None:
             "benchmark": "diagnose",
             "ordered": measure(ordered, args.repeats),
             "shuffled": measure(shuffled, args.repeats),
-            "setting": describe(args),
+            "setting": {"repeats": args.repeats, **describe_machine()},
         }
     print(json.dumps(result))
     if args.record:
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        path = Path(__file__).parent / "records" / f"{today}-diagnose.json"
-        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_record(result)
 
 
 def write_dump(path: Path, num_rollouts: int) -> None:
@@ -132,18 +127,6 @@ def run(code: str, path: Path) -> dict[str, Any]:
     start_s = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     return {"seconds": time.perf_counter() - start_s, **json.loads(done.stdout)}
-
-
-def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    return {
-        "repeats": args.repeats,
-        "machine": platform.processor() or platform.machine(),
-        "commit": commit.stdout.strip() or None,
-        "axpo": axpo.__version__,
-        "python": sys.version.split()[0],
-    }
 
 
 if __name__ == "__main__":

@@ -15,15 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
 import gc
 import json
 import multiprocessing
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -31,7 +27,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import axpo
 from axpo.engines.http import HttpChatModel
 from axpo.images import ContentImageStore
 from axpo.rollout.calls import read_call
@@ -41,6 +36,7 @@ from axpo.rollout.journal import TurnJournal
 from axpo.rollout.loop import RolloutLimits
 from axpo.tools.fakes import EchoTool
 from axpo.types import Content, Message, Problem, SamplingParams
+from recording import describe_machine, write_record
 
 NUM_TURNS = 3
 PICTURE_PX = 64
@@ -65,9 +61,7 @@ def main() -> None:
     }
     print(json.dumps(result))
     if args.record:
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        path = Path(__file__).parent / "records" / f"{today}-endpoint.json"
-        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_record(result)
 
 
 def measure(port: int, concurrency: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -227,18 +221,13 @@ def rss_mb() -> float:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """Options, machine and versions."""
     return {
         "rollouts": args.rollouts,
         "turns": NUM_TURNS,
         "latency_ms": args.latency_ms,
         "repeats": args.repeats,
-        "machine": platform.processor() or platform.machine(),
-        "cores": multiprocessing.cpu_count(),
-        "commit": commit.stdout.strip() or None,
-        "axpo": axpo.__version__,
-        "python": sys.version.split()[0],
+        **describe_machine(),
     }
 
 

@@ -18,10 +18,7 @@ import contextlib
 import datetime
 import json
 import math
-import multiprocessing
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -30,10 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import axpo
 from axpo.cli.benchmark_config import BenchmarkConfig
 from axpo.cli.build import resolve_model_path
 from axpo.cli.main import main as axpo_main
@@ -45,6 +38,7 @@ from axpo.evaluation.records import JudgedRollout
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.rollout.rendering import CALL_TAGS, QwenRenderer
 from axpo.types import Content, Message, ToolSpec
+from recording import describe_machine, write_record
 
 BENCHMARKS = "mini_count,mini_distance,mini_lookup"
 ALLOWED_POINTS = 5.0
@@ -66,12 +60,11 @@ def main() -> None:
         result = measure(args, args.folder or Path(name))
     print(json.dumps(result))
     if args.record:
-        path = Path(__file__).parent / "records" / f"{result['setting']['date']}-endpoint_parity.json"
-        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_record(result)
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both evaluations and what they say."""
+    """Run both evaluations and compare them."""
     words = ["eval", "--benchmarks", BENCHMARKS, "--limit", str(args.questions), "--model", "mini"]
     words += ["--eval.num_samples", str(args.samples)]
     there, here = folder / "endpoint", folder / "process"
@@ -95,7 +88,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def evaluate(words: Sequence[str]) -> None:
-    """An `axpo eval` command; whatever it prints is not the result."""
+    """Run an `axpo eval` command. Its output goes to standard error, because standard output is for the result."""
     with contextlib.redirect_stdout(sys.stderr):
         if code := axpo_main(words):
             raise SystemExit(code)
@@ -105,17 +98,17 @@ def evaluate(words: Sequence[str]) -> None:
 
 
 def is_correct(judged: JudgedRollout) -> bool:
-    """Judged right."""
+    """True when the rollout was judged right."""
     return judged.is_correct
 
 
 def uses_tool(judged: JudgedRollout) -> bool:
-    """With a call; a lost rollout has none."""
+    """True for a rollout with a call; a lost one has none."""
     return judged.rollout.transcript is not None and judged.rollout.transcript.uses_tool
 
 
 def is_truncated(judged: JudgedRollout) -> bool:
-    """Ended by a limit."""
+    """True for a rollout that a limit ended."""
     return judged.rollout.transcript is not None and judged.rollout.transcript.stop_reason.value != "answered"
 
 
@@ -201,7 +194,7 @@ def expected_counts(transcript: Transcript, tools: Sequence[ToolSpec], renderer:
 
 
 def as_written(turn: Message) -> Message:
-    """The turn; calls that nobody could read as the text that they are."""
+    """The turn as the model wrote it: with a malformed call, all its calls as text."""
     if all(call.parse_error is None for call in turn.tool_calls):
         return turn
     calls = [f"{CALL_TAGS[0]}{call.raw}{CALL_TAGS[1]}" for call in turn.tool_calls]
@@ -212,21 +205,14 @@ def as_written(turn: Message) -> Message:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """Options, machine and versions."""
     return {
         "date": str(datetime.datetime.now(tz=datetime.UTC).date()),
         "server": args.server,
         "checkpoint": args.checkpoint,
         "questions_per_family": args.questions,
         "samples": args.samples,
-        "machine": platform.processor() or platform.machine(),
-        "cores": multiprocessing.cpu_count(),
-        "commit": commit.stdout.strip() or None,
-        "axpo": axpo.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
+        **describe_machine("torch", "transformers"),
     }
 
 

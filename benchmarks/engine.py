@@ -14,8 +14,6 @@ import asyncio
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,16 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 
-import axpo
 from axpo.engines.hf import HfEngine
 from axpo.images import ContentImageStore
 from axpo.models.loading import load_model, resolve_device
 from axpo.models.preprocessing import ImagePreprocessor
 from axpo.models.scratch import save_scratch_checkpoint
 from axpo.types import GenerationRequest, SamplingParams
+from recording import describe_machine
 
 TEXT = {
     "hidden_size": 256,
@@ -158,8 +155,7 @@ def raw_generate(
 
 
 def describe(model: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """Model, options, machine and versions."""
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -169,11 +165,7 @@ def describe(model: Any, args: argparse.Namespace) -> dict[str, Any]:
         "batch": args.batch,
         "new_tokens": args.new_tokens,
         "repeats": args.repeats,
-        "commit": commit.stdout.strip() or None,
-        "axpo": axpo.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
+        **describe_machine("torch", "transformers"),
     }
 
 

@@ -16,11 +16,9 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
-import platform
 import random
 import resource
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,9 +28,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from recording import describe_machine
+
 ROOT = Path(__file__).parent.parent
 MAX_SECONDS = 60.0
-"""For one input: a schema is checked in three steps, each with a limit of 2 or 5 seconds of processor time."""
+"""Limit of one input. A schema is checked in three steps, each with a limit of 2 or 5 seconds of processor time."""
 MAX_GROWTH_BYTES = 500 * 2**20
 SHARES = {"dumps": 0.4, "configurations": 0.2, "schemas": 0.2, "requests": 0.2}
 
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--record", type=Path)
     args = parser.parse_args()
     kinds = {kind: try_kind(kind, round(args.count * SHARES[kind]), args.seed) for kind in args.kinds}
-    record = {"benchmark": "hostile_inputs", "seed": args.seed, "kinds": kinds, "setting": describe()}
+    record = {"benchmark": "hostile_inputs", "seed": args.seed, "kinds": kinds, "setting": describe_machine()}
     for kind, found in kinds.items():
         print(
             f"{kind:15} {found['inputs']:6,} inputs: {found['accepted']:,} accepted, {found['refused']:,} refused, "
@@ -173,7 +173,7 @@ def _configurations(folder: Path) -> Iterator[Check]:
 
 @contextlib.contextmanager
 def _schemas(folder: Path) -> Iterator[Check]:
-    """What happens to the schema of an MCP server when it connects, to a call, and to a structured result."""
+    """Schemas of an MCP server: checked when it connects, against a call, and against a structured result."""
     from axpo.errors import UserError
     from axpo.rollout.arguments import check_schema, find_misfit
     from axpo.tools.mcp.schema import misfit_of_result, unusable_reason
@@ -345,15 +345,6 @@ def _damage_value(rng: random.Random, value: Any) -> Any:
         items = [_damage_value(rng, item) for item in value]
         return items * rng.choice((0, 2, 50)) if rng.random() < 0.03 else items
     return value
-
-
-def describe() -> dict[str, Any]:
-    """Machine, versions and commit."""
-    import axpo
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    versions = {"axpo": axpo.__version__, "python": platform.python_version()}
-    return {**versions, "commit": commit, "system": platform.system()}
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from math import comb
@@ -25,6 +23,7 @@ import numpy as np
 
 from axpo.measures.estimates import Estimate, Questions, average
 from axpo.measures.intervals import Interval
+from recording import describe_machine
 
 MEANS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 SPREADS = (0.67, 0.33, 0.11)
@@ -55,7 +54,12 @@ def main() -> None:
     seconds = time.perf_counter() - start
     print(f"{sum(map(len, tables.values()))} cells of {args.trials} trials in {seconds:.0f} s")
     if args.out is not None:
-        record = {"environment": environment(), "trials": args.trials, "seed": args.seed, "seconds": round(seconds)}
+        record = {
+            "environment": describe_machine("numpy"),
+            "trials": args.trials,
+            "seed": args.seed,
+            "seconds": round(seconds),
+        }
         record["tables"] = {name: [json.dumps(cell) for cell in cells] for name, cells in tables.items()}
         args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -201,12 +205,12 @@ def paired(first_SCM: Array, second_SCM: Array) -> Interval:
 
 
 def covered(values_TSCM: Array, truth: float) -> float:
-    """Share of the trials whose interval contains the truth, in percent."""
+    """Share of the trials whose interval contains the truth, in percent, for the mean of each trial's values."""
     return share_containing([measure(values).interval for values in values_TSCM], truth)
 
 
 def share_containing(intervals: list[Interval], truth: float) -> float:
-    """Percent."""
+    """Share of the intervals that contain the truth, in percent."""
     inside = [
         interval.low is not None and interval.high is not None and interval.low - 1e-9 <= truth <= interval.high + 1e-9
         for interval in intervals
@@ -234,12 +238,6 @@ def print_table(name: str, cells: list[dict[str, Any]]) -> None:
         bad = [cell for cell in cells if cell["coverage"] < 93]
     for cell in bad:
         print("  ", json.dumps(cell))
-
-
-def environment() -> dict[str, str]:
-    """Commit and versions."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {"commit": commit, "python": platform.python_version(), "numpy": np.__version__}
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ import argparse
 import io
 import itertools
 import json
-import platform
 import random
 import re
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +25,6 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-import axpo
 from axpo.codec import to_json
 from axpo.diagnostics.recorder import RolloutRecord
 from axpo.images import ContentImageStore
@@ -46,6 +43,7 @@ from axpo.types import (
     ToolFailure,
     ToolResult,
 )
+from recording import describe_machine
 
 METHODS = (("axpo", 0), ("axpo", 1), ("grpo", 0))
 NUM_PROBLEMS = 480
@@ -77,7 +75,7 @@ def main() -> None:
             **browse(folder / "report.html", args.chromium, args.repeats),
         }
     print_table(numbers)
-    setting = {"steps": args.steps, "repeats": args.repeats, **describe()}
+    setting = {"steps": args.steps, "repeats": args.repeats, **describe_machine()}
     text = json.dumps({"benchmark": "report", **numbers, "setting": setting})
     print(text)
     if args.record is not None:
@@ -342,12 +340,6 @@ group_size = 8
 [algorithm]
 resample_budget_frac = {frac}
 """
-
-
-def describe() -> dict[str, Any]:
-    """Machine, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {"axpo": axpo.__version__, "commit": commit, "python": platform.python_version(), "cpu": platform.machine()}
 
 
 if __name__ == "__main__":

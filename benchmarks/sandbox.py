@@ -18,15 +18,12 @@ import os
 import platform
 import re
 import statistics
-import subprocess
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import axpo
 from axpo.tools.sandbox import Interpreter, Limits, SandboxServer, isolation_level
+from recording import describe_machine
 
 STACK = "import numpy as np, scipy.optimize, sympy, pandas as pd, matplotlib.pyplot as plt\nprint(np.ones(3).sum())"
 SHORT = "x = sum(i * i for i in range(100)); print(x)"
@@ -207,28 +204,14 @@ def read_number(path: str, name: str) -> int | None:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """Options, machine and versions."""
     return {
         "isolation": isolation_level().split(":")[0],
         "repeats": args.repeats,
         "kernel_repeats": KERNEL_REPEATS,
-        "cores": len(os.sched_getaffinity(0)),
-        "device": platform.processor() or platform.machine(),
         "linux": platform.release(),
-        "commit": commit.stdout.strip() or None,
-        "axpo": axpo.__version__,
-        "python": sys.version.split()[0],
-        **{name: installed(name) for name in ("numpy", "scipy", "sympy", "pandas", "matplotlib", "ipykernel")},
+        **describe_machine("numpy", "scipy", "sympy", "pandas", "matplotlib", "ipykernel"),
     }
-
-
-def installed(package: str) -> str | None:
-    """Its version."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

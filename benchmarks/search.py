@@ -12,28 +12,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
-import platform
 import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import axpo
 from axpo.images import ContentImageStore
 from axpo.protocols import ToolContext
 from axpo.tools.search import SearchTool, build_index
 from axpo.tools.search.cache import AnswerCache
 from axpo.types import ToolCall
+from recording import describe_machine, write_record
 
 NUM_WORDS = 50_000
 WORDS_PER_DOCUMENT = 100
@@ -71,9 +66,7 @@ def main() -> None:
     }
     print(json.dumps(result))
     if args.record:
-        today = datetime.datetime.now(tz=datetime.UTC).date()
-        path = Path(__file__).parent / "records" / f"{today}-search.json"
-        path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_record(result)
 
 
 def drawer() -> Callable[[int], str]:
@@ -172,18 +165,13 @@ def count_lines(path: Path) -> int:
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    """Options, machine and versions."""
     return {
         "documents": args.documents,
         "queries": args.queries,
         "repeats": args.repeats,
-        "machine": platform.processor() or platform.machine(),
-        "commit": commit.stdout.strip() or None,
-        "axpo": axpo.__version__,
-        "tantivy": version("tantivy"),
         "sqlite": sqlite3.sqlite_version,
-        "python": sys.version.split()[0],
+        **describe_machine("tantivy"),
     }
 
 

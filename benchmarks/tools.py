@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,12 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import axpo
 from axpo.images import ContentImageStore
 from axpo.protocols import ToolContext
 from axpo.rollout.executor import ToolExecutor, ToolLimits
 from axpo.tools.fakes import EchoTool
 from axpo.types import Content, ToolCall
+from recording import describe_machine
 
 HERE = Path(__file__).parent
 
@@ -53,7 +52,7 @@ def main() -> None:
     sandbox, search = run("sandbox.py"), run("search.py")
     print_table(executor, sandbox, search)
     parts = {"executor": executor, "sandbox": sandbox, "search": search}
-    text = json.dumps({"benchmark": "tools", **parts, "setting": describe()})
+    text = json.dumps({"benchmark": "tools", **parts, "setting": describe_machine()})
     print(text)
     if args.record is not None:
         args.record.write_text(text + "\n", encoding="utf-8")
@@ -112,12 +111,6 @@ async def sleepers_seconds(num_calls: int) -> float:
         *(executor.run(call, ToolContext(rollout_id=str(i), images=[], store=store)) for i in range(num_calls))
     )
     return time.perf_counter() - started_s
-
-
-def describe() -> dict[str, Any]:
-    """Machine, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {"axpo": axpo.__version__, "commit": commit, "python": platform.python_version(), "cpu": platform.machine()}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from axpo.errors import StorageError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Name `path` when the system refuses what the block writes there: raises `StorageError` for an `OSError`."""
+    """Turn an `OSError` of the block into a `StorageError` that names `path`."""
     try:
         yield
     except StorageError:
@@ -30,7 +30,7 @@ def writing(path: Path) -> Generator[None]:
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write lines (without their line breaks) beside `path`, then put them in its place, on the disk.
+    """Write lines (without their line breaks) next to `path`, then replace it. Returns when they are on the disk.
 
     Raises `StorageError` when the system refuses.
     """
@@ -50,7 +50,7 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line in one write, on the disk. An unfinished last line of a run that died is cut off first.
+    """Append a line in one write; returns when it is on the disk. An unfinished last line is cut off first.
 
     Raises `StorageError` when the system refuses.
     """
@@ -71,7 +71,7 @@ def _last_byte(file: BinaryIO) -> bytes:
 def temporary_folder(prefix: str) -> Path:
     """A folder that is removed when the program ends. Those that killed programs left under `prefix` are removed now.
 
-    A lock on a file inside tells one in use: the system lets go of it however the program ends, in any container.
+    A lock on a file inside marks a folder in use. The kernel releases it however the program ends, in any container.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError), (left / _LOCK).open("r+") as lock:

@@ -93,7 +93,7 @@ class HttpClient:
             # one byte more than allowed tells a body that fits from one that is cut
             room = self._max_bytes + 1 - len(body)
             body += unpack.decompress(chunk, room) if unpack else chunk[:room]
-            num_packed += len(chunk)  # blocks that unpack to nothing can go on without end
+            num_packed += len(chunk)  # empty compressed blocks can follow each other without end
             if max(len(body), num_packed) > self._max_bytes:
                 raise ValueError(f"the answer is larger than {self._max_bytes} bytes")
             if unpack is not None and unpack.eof:

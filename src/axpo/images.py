@@ -150,7 +150,7 @@ def _check(data: bytes, origin: str) -> tuple[tuple[int, int], str]:
                     image.load()
                     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
                         width_px, height_px = _decode(data).size
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders raise anything
         raise DataError(
             f"{origin}: not a readable image ({len(data)} bytes): {error}. Copy or save it again, as PNG, JPEG or WebP."
         ) from error

@@ -11,11 +11,11 @@ MAX_MARKS = 30
 """Combining marks in a row that are kept, as in Unicode's stream-safe text format (UAX #15). Normalization sorts them
 in quadratic time, and no language writes that many."""
 _MARK_RANGE = (0x300, 0x20000)
-"""Code points among which all combining marks are."""
+"""Range of code points that contains all combining marks."""
 
 
 def normalize(form: Literal["NFC", "NFKC"], text: str) -> str:
-    """As `unicodedata.normalize`, but of more than `MAX_MARKS` combining marks in a row the rest is dropped.
+    """`unicodedata.normalize`, but a run of combining marks is cut after `MAX_MARKS`.
 
     >>> normalize("NFC", "e\\u0301"), len(normalize("NFC", "e" + 1000 * "\\u0301"))
     ('é', 30)

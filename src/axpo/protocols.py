@@ -178,9 +178,9 @@ class Tool(Protocol):
 
 @runtime_checkable
 class SelfTimedTool(Tool, Protocol):
-    """A tool that ends long calls itself and says whose fault they are.
+    """A tool that ends long calls itself and says whether the model or the infrastructure caused them.
 
-    The run's own timeout is a wide fence then, and passing it is an infrastructure failure.
+    The run's own timeout is then a safety net only: exceeding it is an infrastructure failure.
     """
 
     @property

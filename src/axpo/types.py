@@ -244,7 +244,7 @@ class GenerationRequest:
     seed: int
     """Alone decides the random choices of this request, whatever else is in the batch."""
     time_limit_s: float = math.inf
-    """This long after its first token the engine ends the completion with what it has sampled, by "length"."""
+    """Time after the first token at which the engine ends the completion with what it has sampled, by "length"."""
 
 
 def _check_logprobs(owner: str, logprobs: Iterable[float]) -> None:

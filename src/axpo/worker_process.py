@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 FRAME = struct.Struct(">Q")
 """Length of the JSON text that follows."""
 OUT_OF_MEMORY = 77
-"""Exit code."""
+"""Exit code of a worker that has used up its memory."""
 STARTUP_CPU_S = 60.0
+"""Processor time for importing the module of a job."""
 
 
 def main() -> None:

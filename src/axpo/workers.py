@@ -42,7 +42,7 @@ _REASONS = {
 }
 """Exit code of a worker that exceeded one of its own limits."""
 _PASSED_ON = ("LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "SYSTEMROOT", "VIRTUAL_ENV")
-"""What a worker may see of our environment, which holds keys and tokens."""
+"""Environment variables that a worker gets: the whole environment contains keys and tokens."""
 
 
 class WorkError(AxpoError):
@@ -115,7 +115,7 @@ class WorkerPool:
         self._num_taken = 0
 
     def forget_parent(self) -> None:
-        """In a forked child: two processes must not share one pair of pipes."""
+        """Start over in a forked child: two processes must not share one pair of pipes."""
         for worker in self._idle:
             worker.close_pipes()
         self._forget()
@@ -239,4 +239,4 @@ os.register_at_fork(after_in_child=lambda: _for_each_pool("forget_parent"))
 atexit.register(lambda: _for_each_pool("close"))
 
 text_workers = WorkerPool()
-"""For schemas, pages and templates."""
+"""Workers for schemas, pages and files."""

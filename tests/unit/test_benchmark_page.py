@@ -250,7 +250,9 @@ def test_pictures_are_thumbnails_and_a_missing_one_is_said(tmp_path: Path) -> No
     rollouts = [answered("a", 0, calls=[(ZOOM, None)], crop=crop), answered("b", 0)]
     html = _write(tmp_path, _records(problems, rollouts))
     assert html.count("data:image/webp;base64,") == 2
-    assert re.search(rf'class="picture p-{seen.sha256[:16]} s\d+" role="img" aria-label="picture of the question"', html)
+    assert re.search(
+        rf'class="picture p-{seen.sha256[:16]} s\d+" role="img" aria-label="picture of the question"', html
+    )
     assert re.search(rf'class="picture p-{crop.sha256[:16]} s\d+" role="img" aria-label="what the tool returned"', html)
     assert html.count("picture not shown") == 1
     assert "1 pictures are left out" in html

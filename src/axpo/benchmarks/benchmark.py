@@ -18,8 +18,8 @@ Preset = Literal["axpo", "full"]
 Load = Callable[..., tuple[Problem, ...]]
 """`load(folder, *, preset, store, limit, is_official=False)`: the questions of the published files in `folder`.
 
-`is_official`: put to the model as the authors put them, see `Official`. `limit` keeps that many rows, evenly spaced
-over the preset's. Pictures of kept rows go to `store` and from there to its folder one by one, none is decoded.
+`is_official`: ask for the format that the authors read, see `Official`. `limit` keeps that many rows, evenly spaced
+over the preset's. Images of kept rows go to `store`, and from there to its folder one by one.
 Raises `DataError`.
 
 Each `Problem` carries in its metadata: `benchmark` (name); `cluster` (questions with one label are no independent
@@ -48,7 +48,7 @@ class Official:
 
     score: Score
     leaves_out: str
-    """What `--official` does not repeat of the authors' evaluation: "A, B and C", for a sentence about the score."""
+    """Parts of the authors' evaluation that `--official` does not repeat: "A, B and C", as a sentence ends."""
     needs_judge: bool = False
     """Without a judge the score is a lower bound."""
     reads_all_turns: bool = False
@@ -68,7 +68,7 @@ class Benchmark:
     load: Load
     score: Score
     official: Official | None = None
-    """What `--official` sets; None for questions that have no authors' rules."""
+    """The rules that `--official` sets; None for questions that have no authors' rules."""
     judge: JudgePrompt | None = None
     """For answers that no rule decides; None where rules decide all."""
     needs_judge: bool = False

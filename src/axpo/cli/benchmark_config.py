@@ -37,7 +37,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "max_response_tokens": 272,
     },
 }
-"""Values of `[eval]`: `axpo` as the paper evaluates, `qwen` as the cards of Qwen3-VL-Thinking advise for pictures,
+"""Values of `[eval]`: `axpo` as the paper evaluates, `qwen` as the cards of Qwen3-VL-Thinking advise for images,
 `mini` as the checkpoint that ships was trained: under the paper's presence penalty it cannot end a turn.
 """
 MINI_TOOLS: dict[str, Any] = {
@@ -51,7 +51,7 @@ MINI_TOOLS: dict[str, Any] = {
 
 
 class EndpointConfig(Table):
-    """[endpoint] an OpenAI-compatible service in the place of a checkpoint, for `axpo eval` on benchmarks."""
+    """[endpoint] an OpenAI-compatible service instead of a checkpoint, for `axpo eval` on benchmarks."""
 
     url: OptionalText = None
     """Up to `/v1`, as http://127.0.0.1:8000/v1."""
@@ -64,7 +64,7 @@ class EndpointConfig(Table):
     max_concurrent: Positive = 32
     """Dialogues under way at once."""
     max_image_px: int | None = Field(default=None, ge=1)
-    """Larger pictures are scaled down before they are sent; default: sent as they are."""
+    """Larger images are scaled down before they are sent; default: sent as they are."""
     dialect: Literal["auto", "vllm", "openai"] = "auto"
     """How a tool turn is sent. vllm: images inside the tool message and the thinking of earlier turns as
     `reasoning_content`; openai: images in a user message after it and no thinking; auto: vllm, or openai for a service
@@ -79,7 +79,7 @@ class EndpointConfig(Table):
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further request fields."""
     px_per_token: Positive = 1024
-    """Pixels that one prompt token of a picture stands for: 32 x 32 for Qwen3-VL. Bounds what reached the model."""
+    """Pixels that one prompt token of an image stands for: 32 x 32 for Qwen3-VL. Bounds what reached the model."""
     usd_per_million_prompt_tokens: float | None = Field(default=None, ge=0)
     usd_per_million_completion_tokens: float | None = Field(default=None, ge=0)
 

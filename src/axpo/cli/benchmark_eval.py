@@ -34,7 +34,7 @@ from axpo.cli.build import MINI
 from axpo.cli.console import RunConsole
 from axpo.cli.folders import check_not_taken, check_unchanged, hold_folder
 from axpo.cli.overrides import lay_over
-from axpo.cli.samplers import open_judge_model, open_sampler
+from axpo.cli.samplers import open_chat_model, open_sampler
 from axpo.diagnostics.recorder import RunRecorder
 from axpo.dialogue import Transcript, Verdict
 from axpo.errors import ConfigError, DataError
@@ -282,7 +282,7 @@ async def _open_judge(request: Request, store: ContentImageStore) -> AsyncGenera
     if config.url is None or config.model is None:
         yield None
         return
-    model = open_judge_model(config.url, config.model, config, store=store)
+    model = open_chat_model(config.url, config.model, config, store=store)
     try:
         yield Judge(
             model,
@@ -400,7 +400,7 @@ def _check_asked(log: Path, problems: Sequence[Problem]) -> None:
         transcript = rollout.transcript
         if problem is not None and transcript is not None and transcript.prompt != problem.messages:
             raise DataError(
-                f"{log}: the dialogues with question {problem.id} began with other words or pictures than the data "
+                f"{log}: the dialogues with question {problem.id} began with other words or images than the data "
                 "have under this id now. Put the question back, give the new one an id of its own, or choose another "
                 "folder with --out."
             )

@@ -148,7 +148,7 @@ class RunConsole:
         return f"{first:>{STEP_WIDTH}}" + "".join(cells)
 
     def _print(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # nobody reads any more: a run does not end with its terminal
+        with contextlib.suppress(OSError):  # the terminal is gone; the run continues without it
             self._console.print(text, soft_wrap=True)
 
 

@@ -32,9 +32,9 @@ STEP_PER_QUESTION = 125.0
 FIXED_PER_QUESTION = 1100.0
 POLL_S = 1.0
 STOP_S = 60.0
-"""For a run to finish its update and save when it is interrupted."""
+"""Time for an interrupted run to finish its update and save."""
 RESTART_S = 20.0
-"""What it takes to continue a run with another number of steps."""
+"""Time to start a stopped run again with another number of steps."""
 MIN_MISS_FRAC = 0.15
 """The number of steps changes when the end would miss the promised time by more than this part of it."""
 MIN_MEASURED_STEPS = 3
@@ -130,7 +130,7 @@ class _Schedule:
         return True
 
     def keep_ahead(self, folders: Sequence[Path]) -> None:
-        """Correct `num_steps` for what the runs did before they stopped: a run evaluates behind its last step only."""
+        """Correct `num_steps` for what the runs did before they stopped: a run evaluates after its last step only."""
         self.num_steps = max(self.num_steps, *(len(_step_seconds(folder)) + 1 for folder in folders))
 
 
@@ -162,7 +162,7 @@ def steps_in_time(
         return num_steps
     in_time = min(steps + int((left_s - RESTART_S) / seconds) for steps, seconds in zip(done, step_s, strict=True))
     wanted = max(max(done) + 2, MIN_STEPS, min(FULL_STEPS, in_time))  # the update under way is finished first
-    is_earlier = needed_s > left_s
+    is_earlier = needed_s > left_s  # the bounds above may point the other way: then the plan stays
     return wanted if (wanted < num_steps) == is_earlier else num_steps
 
 
@@ -212,7 +212,7 @@ def _watch(
     *,
     is_over: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Bars (plain lines where there is no terminal) until all processes are done, or until `is_over`: then False.
+    """Bars (plain lines without a terminal) until all processes are done, or until `is_over`: then False.
 
     Raises `AxpoError` when a process fails.
     """

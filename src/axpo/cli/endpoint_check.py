@@ -21,7 +21,7 @@ from axpo.rollout.rendering import QwenRenderer
 from axpo.types import Content, Message, SamplingParams, ToolCall, ToolResult, ToolSpec
 
 TIMEOUT_S = 300.0
-"""For the answer; a connection has `axpo.engines.connections.CONNECT_TIMEOUT_S`."""
+"""Time limit of the answer; the connection has its own, `axpo.engines.connections.CONNECT_TIMEOUT_S`."""
 NUM_WORDS = 1500
 """Words of thinking: more than all other prompt tokens together, so that a prompt without them is seen by its size."""
 MAX_TOKENS = 2048
@@ -36,13 +36,13 @@ MakeModel = Callable[[WireOptions], HttpChatModel]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedEndpoint:
-    """How the endpoint is to be spoken to, and what the user should know about it."""
+    """The way to talk to the endpoint, and notes about it for the user."""
 
     options: WireOptions
     prompt_tokens: int | None
-    """As the server counted; None when it does not count."""
+    """The server's count; None when it does not count."""
     expected_prompt_tokens: int | None
-    """As the checkpoint's own template and image processor make it; None when no checkpoint is named."""
+    """Count by the checkpoint's own template and image processor; None when no checkpoint is named."""
     notes: tuple[str, ...]
 
 
@@ -59,7 +59,7 @@ async def check_endpoint(
 ) -> CheckedEndpoint:
     """Ask once, or twice when `dialect` is auto and the service refuses the first one.
 
-    `renderer`: of the served checkpoint, where the user named it. Raises `ConfigError` when the server has to be
+    `renderer`: that of the served checkpoint, if the user named it. Raises `ConfigError` when the server has to be
     started in another way or the run needs another option, `EngineFault` when the service does not work.
     """
     turn = _ToolTurn.make(tools, store, max_image_px=max_image_px)
@@ -192,7 +192,7 @@ def _check_prompt(
 
 
 def _check_ending(reply: ChatReply) -> None:
-    """Raise `ConfigError` for a cut reply of which nobody can tell whether it is thinking or an answer."""
+    """Raise `ConfigError` for a cut-off reply when nothing shows whether it is thinking or an answer."""
     message = reply.message
     if reply.finish_reason == "length" and message.reasoning is None and message.text and not message.tool_calls:
         raise ConfigError(

@@ -80,7 +80,7 @@ def check_not_taken(folder: Path) -> None:
     taken = [name for name in (*names, "rollouts", "problems", "verdicts", "journal.jsonl") if (folder / name).exists()]
     if taken:
         raise ConfigError(
-            f"--out: {folder} holds {taken[0]} and no eval.json, so it is no evaluation to go on with. Choose another "
+            f"--out: {folder} holds {taken[0]} and no eval.json, so it is no evaluation to continue. Choose another "
             "folder."
         )
 

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    """Read the words. What no command takes ends the program with the usage of the command that was meant."""
+    """Parse the words. An argument that the command does not know ends the program with the command's usage."""
     parser, commands = _build_parser()
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
@@ -72,7 +72,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _hint(word: str, command: argparse.ArgumentParser) -> str:
-    """The option that a word nobody knows may have meant."""
+    """Name the option that an unknown word may have meant; empty when none is similar."""
     from axpo.trainer.config import find_option
 
     if not word.startswith("--"):
@@ -85,7 +85,7 @@ def _hint(word: str, command: argparse.ArgumentParser) -> str:
 
 
 def _build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
-    """The parser, and those of its commands by name."""
+    """The parser, and the parsers of its commands by name."""
     parser = argparse.ArgumentParser(prog="axpo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"axpo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -128,7 +128,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argu
         "--out",
         type=Path,
         metavar="FILE",
-        help="default: report.html in RUN, for several runs in the folder of the first",
+        help="default: report.html in RUN; for several runs, next to the first",
     )
     command.add_argument("--rollouts", choices=("some", "all"), default="some", help="how many go in; default some")
     command = add("watch", _watch, "The report of a run while it trains, on this machine's loopback.")
@@ -336,7 +336,7 @@ def _index(arguments: argparse.Namespace) -> int:
 
     with counting("documents") as progress:
         info = index_command(arguments.source, arguments.out, language=arguments.language, progress=progress)
-    print(f"{info.num_documents} {'pictures' if info.has_images else 'documents'} indexed in {arguments.out}")
+    print(f"{info.num_documents} {'images' if info.has_images else 'documents'} indexed in {arguments.out}")
     for suffix, number in left_out(arguments.source).items():
         print(f"left out: {number} {suffix} {'file' if number == 1 else 'files'}")
     return 0
@@ -359,7 +359,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _guard(run: Callable[[Interrupts], None], *, folder: Path, resume_line: str | None = None) -> int:
-    """Run; whatever ends it early, say where the run is and how to continue."""
+    """Run. When something ends it early, say where the run is and how to continue."""
     interrupts = Interrupts()
     try:
         with interrupts.listen():
@@ -386,7 +386,7 @@ def _begin(text: str) -> None:
 
 
 def _kept(folder: Path) -> str:
-    """What an interrupted run has on the disk."""
+    """Name what an interrupted run left on the disk: its last checkpoint, or its folder."""
     last = folder / "checkpoints" / "last"
     if last.is_file():
         return f"checkpoint: {last.with_name(last.read_text(encoding='utf-8').strip())}"

@@ -96,8 +96,8 @@ def run_probe(
         num_continuations: K.
         max_prefixes: M, over all questions.
         out: the run folder; None: `probe_folder`.
-        judge: joins clusters of calls that mean the same. It is closed when it was asked; a model that was never
-            asked holds no connection.
+        judge: joins clusters of calls that mean the same. It is closed after it was asked; a model that was never
+            asked has no connection.
 
     Raises:
         ConfigError: an option is wrong, or the folder is taken.

@@ -30,7 +30,7 @@ def check_probe_folder(folder: Path, config: Config) -> None:
 
 
 class ProbeLog:
-    """`sampled.jsonl` of a probe's folder: one rollout a line, its images beside it. Removed when the probe is done."""
+    """`sampled.jsonl` of a probe's folder: one rollout per line, images next to it. Removed when the probe is done."""
 
     def __init__(self, folder: Path, *, store: ContentImageStore) -> None:
         """Read what an earlier start sampled. Raises `DataError` on a broken line before the last."""
@@ -55,7 +55,7 @@ class ProbeLog:
         return self._known
 
     def add(self, rollout: Rollout) -> None:
-        """Write a rollout that was sampled; one that is known is passed over."""
+        """Write a sampled rollout; skip one that is known."""
         if rollout.id in self._known:
             return
         shown = [block.image for result in rollout.tool_results for block in result.content]
@@ -65,5 +65,5 @@ class ProbeLog:
         self._known[rollout.id] = rollout
 
     def remove(self) -> None:
-        """The rollouts have records of their own."""
+        """Delete the file: the finished probe has recorded its rollouts."""
         self._path.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ def _check_length(num_tokens: int, max_tokens: int) -> None:
     if num_tokens > max_tokens:
         raise DataError(
             f"has {num_tokens} tokens with its tools, at most {max_tokens} fit the model. Shorten it, or make its "
-            "pictures smaller with model.max_image_px."
+            "images smaller with model.max_image_px."
         )
 
 

@@ -159,7 +159,7 @@ async def _open_endpoint(
             for note in checked.notes:
                 say(note)
             options = checked.options
-        model = _open_model(config, url, options, store=store)
+        model = open_chat_model(url, config.model.path, endpoint, store=store, options=options)
         setup = ChatSetup(
             model=model,
             executor=executor,
@@ -185,11 +185,10 @@ async def _check(
     if endpoint.checkpoint is not None:
         path = resolve_model_path(endpoint.checkpoint)
         renderer = QwenRenderer.from_pretrained(path, preprocessor=ImagePreprocessor.from_pretrained(path))
-    # once: a server that is not there or does not work is told within seconds
+    # no retries: the user learns within seconds that a server is down or broken
     hasty = endpoint.model_copy(update={"max_retries": 0, "timeout_s": min(endpoint.timeout_s, CHECK_TIMEOUT_S)})
-    asking = config.model_copy(update={"endpoint": hasty})
     return await check_endpoint(
-        lambda options: _open_model(asking, url, options, store=store),
+        lambda options: open_chat_model(url, config.model.path, hasty, store=store, options=options),
         dialect=endpoint.dialect,
         tools=[tool.spec for tool in executor.tools.values()],
         sampling=eval_sampling(config),
@@ -200,35 +199,26 @@ async def _check(
     )
 
 
-def _open_model(config: BenchmarkConfig, url: str, options: WireOptions, *, store: ContentImageStore) -> HttpChatModel:
-    endpoint = config.endpoint
-    return HttpChatModel(
-        url,
-        config.model.path,
-        store=store,
-        read_call=read_call,
-        api_key_env=endpoint.api_key_env,
-        timeout_s=endpoint.timeout_s,
-        max_retries=endpoint.max_retries,
-        max_concurrent=endpoint.max_concurrent,
-        max_image_px=endpoint.max_image_px,
-        options=options,
-        extra_body=endpoint.extra_body,
-        omit=endpoint.omit,
-    )
-
-
-def open_judge_model(url: str, model: str, judge: JudgeConfig, *, store: ContentImageStore) -> HttpChatModel:
-    """The client of the service that judges. Raises `ConfigError`."""
+def open_chat_model(
+    url: str,
+    model: str,
+    service: EndpointConfig | JudgeConfig,
+    *,
+    store: ContentImageStore,
+    options: WireOptions | None = None,
+) -> HttpChatModel:
+    """The client of the service that plays dialogues or judges. Raises `ConfigError`."""
     return HttpChatModel(
         url,
         model,
         store=store,
         read_call=read_call,
-        api_key_env=judge.api_key_env,
-        timeout_s=judge.timeout_s,
-        max_retries=judge.max_retries,
-        max_concurrent=judge.max_concurrent,
-        extra_body=judge.extra_body,
-        omit=judge.omit,
+        api_key_env=service.api_key_env,
+        timeout_s=service.timeout_s,
+        max_retries=service.max_retries,
+        max_concurrent=service.max_concurrent,
+        max_image_px=service.max_image_px if isinstance(service, EndpointConfig) else None,
+        options=options,
+        extra_body=service.extra_body,
+        omit=service.omit,
     )

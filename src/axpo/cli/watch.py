@@ -201,7 +201,7 @@ def _handler(report: LiveReport) -> type[BaseHTTPRequestHandler]:
             elif picture is not None:
                 self._send_picture(picture[1])
             else:
-                self._refuse(HTTPStatus.NOT_FOUND, "There are /, /status and pictures.")
+                self._refuse(HTTPStatus.NOT_FOUND, "There are /, /status and images.")
 
         do_HEAD = do_GET
 
@@ -213,7 +213,7 @@ def _handler(report: LiveReport) -> type[BaseHTTPRequestHandler]:
         def _send_picture(self, sha256: str) -> None:
             found = read_picture(report.run_dirs, sha256)
             if found is None:
-                self._refuse(HTTPStatus.NOT_FOUND, "No run has this picture.")
+                self._refuse(HTTPStatus.NOT_FOUND, "No run has this image.")
             else:
                 self._send(*found)
 

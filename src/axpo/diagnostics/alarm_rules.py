@@ -146,7 +146,7 @@ def _find_canary_failed(past: Past, is_standing: bool) -> Finding | None:
             else "."
         ),
         advice="The run stops: what it sampled next would be another policy's. Resume from the last checkpoint; if it "
-        "happens again, the engine is at fault: start it anew, and compare its dtype with `model.dtype`.",
+        "happens again, the engine is at fault: start it again, and compare its dtype with `model.dtype`.",
     )
 
 
@@ -338,7 +338,7 @@ def _find_tool_queue(past: Past, is_standing: bool) -> Finding | None:
         level="warning",
         text=f"Calls wait longer than they run: {', '.join(f'{name} {s:.1f} s' for name, s in waiting.items())}.",
         advice="Raise `data.tool_limits.TOOL.max_concurrent` if the machine or the service can take it. A wait after "
-        "faults of ours counts too: see the warnings on standard error.",
+        "infrastructure failures counts too: see the warnings on standard error.",
     )
 
 
@@ -353,7 +353,8 @@ def _find_rollouts_dropped(past: Past, is_standing: bool) -> Finding | None:
     share = dropped / (dropped + sum(_values(steps, "rollout/count")) + sum(_values(steps, "resample/used")))
     return Finding(
         level="error" if share > 0.05 else "warning",
-        text=f"{dropped:.0f} rollouts of the last {len(steps)} steps ({share:.1%}) were dropped for faults of ours.",
+        text=f"{dropped:.0f} rollouts of the last {len(steps)} steps ({share:.1%}) were lost to infrastructure "
+        "failures.",
         advice="They cost no reward but shrink their groups. Each fault is a warning on standard error; raise "
         "`rollout.time_limit_s` when the engine did not answer in time, else `rollout.max_fault_retries`.",
     )

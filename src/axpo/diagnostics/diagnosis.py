@@ -52,7 +52,7 @@ class ToolNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """What one step, or all steps together, say. `rates` are those of `axpo.measures.rates.RATES`."""
+    """Numbers of one step, or of all steps together. `rates` are those of `axpo.measures.rates.RATES`."""
 
     counts: Mapping[str, int]
     rates: Mapping[str, Rate]

@@ -106,7 +106,7 @@ class RunRecorder:
     def truncate_after(self, step: int, *, is_eval_pending: bool = False) -> None:
         """Drop every record of a later step and what an interrupted write left. Call before resuming at `step`.
 
-        `is_eval_pending`: drop the evaluation behind `step` too; it will be made again.
+        `is_eval_pending`: also drop the evaluation after `step`, which will be repeated.
         """
         last = {"train": step, "eval": step - is_eval_pending}
         kept = [record for record in read_metrics(self._folder) if record["step"] <= last[record["kind"]]]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CHUNK_BYTES = 2**16
 CONNECT_TIMEOUT_S = 10.0
-"""For the connection alone: a host that drops packets is not a slow model."""
+"""Time limit of the connection alone: a host that drops packets is not a slow model."""
 
 
 async def check_reachable(url: str, *, timeout_s: float = 10.0) -> None:
@@ -49,8 +49,8 @@ class Connections:
     """As many connections as requests are under way at once; the caller bounds that. They belong to one event loop.
 
     `timeout_s` is for a whole exchange, of which the connection may take `CONNECT_TIMEOUT_S`. `max_bytes` is for the
-    body of an answer, unpacked. Redirects are answers like others: a key goes nowhere else. This machine is spoken to
-    without a proxy.
+    body of an answer, unpacked. Redirects are not followed, so that a key goes nowhere else. Requests to this
+    machine bypass the proxy.
     """
 
     def __init__(self, url: str, *, timeout_s: float, max_bytes: int) -> None:

@@ -38,7 +38,7 @@ class DecodeRow:
     """Nobody waits for it any more."""
     num_restarts: int = 0
     deadline_s: float = math.inf
-    """By the monotonic clock, once its first token is sampled: until then the engine is what it waits for."""
+    """On the monotonic clock. Set when its first token is sampled: before that the row waits for the engine."""
     random: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:

@@ -15,9 +15,9 @@ MAX_JUDGE_FAILED = 0.01
 MAX_UNDECIDED = 0.05
 MIN_LETTER_QUESTIONS = 6
 MIN_LETTER_EXCESS = 0.15
-"""A letter dominates when its share lies that far above the expected one, and a binomial test says the same."""
+"""A letter dominates when its share is that far above the expected one and a binomial test confirms it."""
 MAX_LETTER_CHANCE = 0.001
-"""Of the binomial test: the probability of at least as many questions, were the expected share the true one."""
+"""Largest p-value of that test: the probability of at least as many questions if the expected share were true."""
 
 
 def with_alarms(summary: BenchmarkSummary) -> BenchmarkSummary:
@@ -32,7 +32,7 @@ def _check_judge(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         name="no_judge",
         text=f"Rules alone cannot decide all answers here and no judge was asked: {summary.num_undecided} verdicts are "
         "open and count as wrong. The score is a lower bound.",
-        advice="Name a judge; the dialogues are kept, only verdicts are made anew.",
+        advice="Name a judge; the dialogues are kept, only the verdicts are made again.",
     )
 
 
@@ -67,7 +67,7 @@ def _check_pixels(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         name="scaled_pictures",
         text=f"Less than half of the pixels reached the model in {_percent(pixels.scaled_share.estimate)} of the "
         f"questions with pictures (median: {_percent(pixels.median_ratio)}). Small things cannot be seen then.",
-        advice="Raise the pixel limit of the model or of its server (max_pixels), or say so beside the score.",
+        advice="Raise the pixel limit of the model or of its server (max_pixels), or say so next to the score.",
     )
 
 
@@ -127,7 +127,7 @@ def _check_judge_failures(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         MAX_JUDGE_FAILED,
         name="judge_failures",
         text="The judge failed on {} of the rollouts. They count as wrong: the score is too low.",
-        advice=f"Read the notes in verdicts/{summary.info.name}.jsonl, mend the judge, and run the same command again.",
+        advice=f"Read the notes in verdicts/{summary.info.name}.jsonl, fix the judge, and run the same command again.",
     )
 
 
@@ -175,7 +175,7 @@ def _check_answer_letter(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
     table = summary.letters
     if table is None:
         return None
-    total = table.num_answered + len(table.letters)  # one more question per letter: no share is taken for 0 or 1
+    total = table.num_answered + len(table.letters)  # one extra question per letter: no expected share is 0 or 1
     counts = [
         (count.letter, count.num_answered, table.num_answered * (count.num_answered_expected + 1) / total)
         for count in table.letters
@@ -194,7 +194,7 @@ def _check_answer_letter(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
 
 
 def _find_dominant(counts: Sequence[tuple[str, float, float]], num_questions: int) -> tuple[str, float, float] | None:
-    """The letter whose count lies furthest above the expected one, its share and the expected share.
+    """The letter whose count exceeds the expected one most, its share and the expected share.
 
     None where no count is surprising by the binomial test, or none by `MIN_LETTER_EXCESS`.
     """

@@ -88,7 +88,7 @@ class _Side:
 
     runs: tuple[BenchmarkSummary, ...]
     questions: tuple[tuple[QuestionResult, ...], ...]
-    """Of each run."""
+    """Shared questions of each run."""
     num_left_out: int
 
     @property
@@ -129,7 +129,7 @@ def compare(
 
     Args:
         a: the benchmarks of each training run of the first side.
-        b: of the second side.
+        b: those of the second side.
         labels: names of the sides.
 
     Raises:
@@ -246,7 +246,7 @@ def _averages(pairs: Sequence[_Pair], numbers: Sequence[Numbers]) -> tuple[Avera
 
 
 def _differences(numbers: Sequence[Numbers]) -> tuple[Difference, ...]:
-    """Of each name, averaged over benchmarks."""
+    """Each number of both sides and its difference, averaged over benchmarks."""
     found: list[Difference] = []
     for name in dict.fromkeys(name for _, name in numbers[0]):
         a, b = (average([of[side, name] for of in numbers]) for side in ("a", "b"))

@@ -58,7 +58,7 @@ def binomial_tail(num_successes: float, num_trials: int, chance: float) -> float
         return 1.0
     if chance <= 0:
         return 0.0
-    least = math.floor(num_successes + 1e-9)
+    least = math.floor(num_successes + 1e-9)  # it may be a whole number that was rounded down
     logs = (
         math.lgamma(num_trials + 1)
         - math.lgamma(count + 1)

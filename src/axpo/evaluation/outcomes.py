@@ -42,7 +42,7 @@ class QuestionOutcome:
 
     @property
     def counts(self) -> GroupCounts:
-        """What the shared rates count."""
+        """Counters for the rates of `axpo.measures.rates`."""
         return GroupCounts(
             n=self.num_rollouts,
             scored=self.num_rollouts,
@@ -99,7 +99,7 @@ def outcome_metrics(outcomes: Sequence[QuestionOutcome]) -> dict[str, float | in
 
 
 def is_share(name: str) -> bool:
-    """True when the number called `name` lies in 0..1."""
+    """True when the number called `name` is in 0..1."""
     return name not in _SHARED or RATES[_SHARED[name]].is_share
 
 

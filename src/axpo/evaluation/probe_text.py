@@ -54,7 +54,7 @@ def verdict(counts: ProbeCounts, numbers: ProbeNumbers) -> str:
         start = f"Nothing was measured on {_plural(counts.triggered, 'triggered question', 'triggered questions')}"
         if not counts.prefixes:
             return f"{start}: none of the failed calls leaves anything to sample within the limits."
-        return f"{start}: all {counts.continuations_lost:,} continuations were lost to faults of ours."
+        return f"{start}: all {counts.continuations_lost:,} continuations were lost to infrastructure failures."
     return f"{_how_varied(counts, numbers)} {_how_well(counts, numbers.recovery)}"
 
 
@@ -135,7 +135,7 @@ def _headline(counts: ProbeCounts) -> str:
         f"{counts.siblings:,} rollouts call a tool, {counts.triggered:,} questions are triggered\n"
         f"{counts.prefixes:,} of {counts.candidates:,} failed prefixes continued {counts.num_continuations} times, "
         f"{counts.fresh:,} fresh rollouts of their {_plural(counts.probed_questions, 'question', 'questions')}\n"
-        f"lost to faults of ours: {lost:,}"
+        f"lost to infrastructure failures: {lost:,}"
         + (
             f" ({counts.siblings_lost:,} siblings, {counts.continuations_lost:,} continuations, "
             f"{counts.fresh_lost:,} fresh rollouts)"

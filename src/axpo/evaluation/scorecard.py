@@ -29,9 +29,9 @@ class BenchmarkInfo:
     expected_size: int | None = None
     """Questions of the preset as published."""
     is_official: bool = False
-    """Asked for and judged by the authors' own rules."""
+    """True when the authors' own rules asked for the format and judged."""
     leaves_out: str = ""
-    """What such an evaluation does not repeat of the authors' own."""
+    """Parts of the authors' evaluation that it does not repeat."""
     judge: str = ""
     """Model that judged last; empty: none."""
 
@@ -116,7 +116,7 @@ class PixelCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LetterCount:
-    """One option letter in the multiple-choice questions. Numbers of independent questions: clusters count once."""
+    """One option letter in the multiple-choice questions. Its numbers count independent questions: a cluster is one."""
 
     letter: str
     num_gold: float
@@ -126,7 +126,7 @@ class LetterCount:
     num_answered: float
     """Questions that the model answers with it; of several samples, the share that does."""
     num_answered_expected: float
-    """Of the questions answered with a letter, those in which it is right: so often a right model answers with it."""
+    """Questions answered with any letter in which this one is right: how often a perfect model answers with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ class LetterTable:
     num_questions: int
     """Independent multiple-choice questions."""
     num_answered: int
-    """Of them, those with a sample that names an option."""
+    """Those with a sample that names an option."""
     letters: tuple[LetterCount, ...]
 
 
@@ -179,7 +179,7 @@ class QuestionResult:
 
     @property
     def counts(self) -> GroupCounts:
-        """What the shared rates of tool use count."""
+        """Counters for the rates of tool use in `axpo.measures.rates`."""
         return GroupCounts(n=self.num_ended, tool=self.num_tool)
 
 

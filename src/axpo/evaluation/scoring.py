@@ -17,7 +17,7 @@ Score = Callable[[Problem, str], Verdict]
 AskJudge = Callable[[Problem, Verdict, str], Awaitable[Verdict]]
 """`ask(problem, undecided verdict, final text)`; a judge that fails says so in its verdict and counts as wrong."""
 
-LOST = Verdict(is_correct=False, rule="lost", note="a fault of ours at every try")
+LOST = Verdict(is_correct=False, rule="lost", note="an infrastructure failure at every try")
 NO_ANSWER = Verdict(is_correct=False, rule="no_answer")
 MAX_SCORE_S = 60.0
 """A rule that takes longer has a fault; the rollout counts as wrong and its verdict says so."""
@@ -33,7 +33,7 @@ async def judge_all(
     max_running: int = 16,
     on_done: Callable[[], None] = lambda: None,
 ) -> tuple[JudgedRollout, ...]:
-    """A verdict for every rollout, in their order. Rollouts without a text are wrong without being read.
+    """A verdict for every rollout, in their order. Rollouts without a text are wrong; no rule and no judge reads them.
 
     `reads_all_turns`: the thinking and the text of every turn are read, instead of the final text.
     `max_running`: rules at work at once; how many questions a judge takes at once is its own affair.

@@ -74,7 +74,7 @@ class QuestionTallies:
 
     @property
     def counts(self) -> GroupCounts:
-        """What the shared rates count."""
+        """Counters for the rates of `axpo.measures.rates`."""
         counts = GroupCounts(n=len(self.tallies), truncation_known=len(self.tallies), turns_known=len(self.tallies))
         for tally in self.tallies:
             counts.tool += tally.uses_tool
@@ -292,7 +292,7 @@ def _runs_tool(tally: Tally) -> bool:
 
 
 def _lost(question: QuestionTallies) -> Addends:
-    """Over the n samples asked for."""
+    """Lost samples, of the n asked for."""
     return float(question.num_samples - len(question.tallies)), float(question.num_samples)
 
 

@@ -16,8 +16,6 @@ from axpo.errors import DataError
 from axpo.measures.intervals import UNKNOWN, Interval, Part, RunVariance, combine
 
 Array = NDArray[np.float64]
-Addends = tuple[float, float]
-"""Numerator and denominator that one question adds."""
 
 
 class Questions:
@@ -36,7 +34,7 @@ class Questions:
         Args:
             addends: [Q, 2] numerator and denominator of each question; [S, Q, 2] of several training runs, whose
                 ratios are averaged. A run without a denominator is left out.
-            is_share: Whether the ratio lies in 0..1.
+            is_share: Whether the ratio is in 0..1.
             method: Whose runs they are. Numbers of one method come from the same runs.
 
         Raises:
@@ -66,7 +64,9 @@ class _Term:
         self.questions, self.method, self.weight = questions, method, 1.0
         self._is_share = is_share
         totals_S = denominators_SC.sum(axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        # To first order, a cluster shifts the ratio R = N / D by (n - R d) / D, its influence. Squares add up to the
+        # variance of `axpo.measures.intervals`; the products of two ratios' influences add up to their covariance.
+        with np.errstate(divide="ignore", invalid="ignore"):  # a run without a denominator has no ratio
             self.values_S = np.where(totals_S > 0, numerators_SC.sum(axis=1) / totals_S, np.nan)
             share_SC = denominators_SC / totals_S[:, None]
             influence_SC = numerators_SC / totals_S[:, None] - self.values_S[:, None] * share_SC
@@ -74,7 +74,7 @@ class _Term:
         self._num_clusters = int((denominators_SC > 0).any(axis=0).sum())
         correction = math.sqrt(self._num_clusters / (self._num_clusters - 1)) if self._num_clusters > 1 else 0.0
         self.influence_SC = influence_SC * correction
-        """What each cluster adds to the deviation of each run's ratio from the truth; NaN in runs without a ratio."""
+        """Influence of each cluster on each run's ratio; NaN in runs without a ratio."""
         if is_defined_S.any():
             self.mean_influence_C = self.influence_SC[is_defined_S].mean(axis=0)
             self._size = 1 / float((share_SC[is_defined_S].mean(axis=0) ** 2).sum())
@@ -153,6 +153,8 @@ def _run_variance(terms: Sequence[_Term]) -> RunVariance | None:
     num_runs = int(is_defined_S.sum())
     if num_runs < 2:
         return None
+    # Runs of one policy would still differ by their samples: by what each cluster adds to one run and not to another.
+    # Terms on the same questions add up before the variance is taken, because their noise may cancel.
     by_questions: dict[int, Array] = {}
     for term in terms:
         influence_SC = term.weight * term.influence_SC[is_defined_S]

@@ -27,7 +27,9 @@ import numpy as np
 
 Z_95 = 1.959963984540054
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
+"""Gauss-Legendre quadrature, for the integral in `_student_t`."""
 _SKEWNESS_SHIFT = (Z_95 * Z_95 - 1) / 6
+"""Shift of a share's bound by its skewness, times count / (1 - 2 share)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +209,7 @@ def student_t(degrees: float) -> float:
 def _student_t(degrees: float) -> float:
     # With t = sqrt(degrees) tan(a), P(|T| < t) is the integral of cos^(degrees - 1) from 0 to a over that to pi / 2.
     whole = math.exp(math.lgamma(degrees / 2) - math.lgamma((degrees + 1) / 2)) * math.sqrt(math.pi) / 2
-    low, high = 0.0, math.atan(13.0 / math.sqrt(degrees))
+    low, high = 0.0, math.atan(13.0 / math.sqrt(degrees))  # t is below 13 for every number of degrees from 1 on
     for _ in range(60):
         angle = (low + high) / 2
         inside = angle / 2 * float(_WEIGHTS @ np.cos(angle / 2 * (_NODES + 1)) ** (degrees - 1))

@@ -1,4 +1,4 @@
-"""What each rate means, in one place: training metrics, evaluation, diagnose and reports read their definitions here.
+"""Definitions of all rates, shared by training metrics, evaluation, diagnose and reports.
 
 A rate is a total over a total. Its unit is a question (a group of rollouts), which adds a numerator and a denominator.
 Rates count finished rollouts: one that was lost to an infrastructure failure says nothing about the policy, so it is in
@@ -109,7 +109,7 @@ class RateRule:
     title: str
     addends: Callable[[GroupCounts], Addends]
     is_share: bool = True
-    """True when the rate lies in 0..1."""
+    """True when the rate is in 0..1."""
     paper: str = ""
     """D1 to D10, where it is one of the paper's quantities."""
     logged_as: str = ""

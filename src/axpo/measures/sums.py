@@ -1,4 +1,4 @@
-"""Rates from running sums: what one rate or difference of two rates needs of all clusters, in a few numbers."""
+"""Rates and their intervals from running sums, so that no list of all clusters is kept in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class Rate:
 
 @dataclass(slots=True)
 class RatioSums:
-    """Sums over groups that give a rate and its interval. A group is what is sampled: the rollouts of one question."""
+    """Sums over groups that give a rate and its interval. A group is what is sampled: the rollouts of one question.
+
+    `n` and `d` are totals of numerators and denominators, `nn`, `nd` and `dd` totals of their products.
+    """
 
     num_groups: int = 0
     n: float = 0.0
@@ -110,7 +113,10 @@ def difference(first: RatioSums, second: RatioSums) -> Rate:
 
 @dataclass(slots=True)
 class PairSums:
-    """Sums over groups that give two shares and their difference, both measured on the same groups."""
+    """Sums over groups that give two shares and their difference, both measured on the same groups.
+
+    `nn`, `nd`, `dn` and `dd`: totals of products of one number of `first` and one of `second`.
+    """
 
     first: RatioSums = field(default_factory=RatioSums)
     second: RatioSums = field(default_factory=RatioSums)
@@ -145,6 +151,7 @@ class PairSums:
         a, b = self.first.estimate, self.second.estimate
         covariance = 0.0
         if a is not None and b is not None and min(self.first.num_groups, self.second.num_groups) > 1:
+            # sum over groups of (n1 - a d1) (n2 - b d2): the covariance of the two linearized ratios, before scaling
             cross = self.nn - b * self.nd - a * self.dn + a * b * self.dd
             sizes = [sums.num_groups / (sums.num_groups - 1) for sums in (self.first, self.second)]
             covariance = cross / (self.first.d * self.second.d) * (sizes[0] * sizes[1]) ** 0.5

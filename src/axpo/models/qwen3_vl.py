@@ -253,7 +253,7 @@ class TokenLogprobs:
     entropy_BT: Tensor
     """Entropy of the policy before each token, without gradient."""
     divergence_BT: Tensor | None = None
-    """What `Reference.divergence` makes of the policy and the reference before each token; None without a reference."""
+    """`Reference.divergence` of the policy and the reference before each token; None without a reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,9 +261,9 @@ class Reference:
     """Another model at the same tokens, for comparing next-token distributions over the whole vocabulary."""
 
     model: Any
-    """Its language head is what is read of it."""
+    """Only its language head is used."""
     hidden_NH: Tensor
-    """What `scored_states` gives for it, without gradient."""
+    """Its `scored_states`, without gradient."""
     divergence: Callable[[Tensor, Tensor], Tensor]
     """Log-probabilities [N, V] of the policy and of this model, in nats -> [N]."""
 

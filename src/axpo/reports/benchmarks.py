@@ -129,7 +129,7 @@ def write_page(
 def _context(
     evaluation: Evaluation, others: Sequence[tuple[str, Sequence[BenchmarkSummary]]], max_questions: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the template shows, and the thumbnails by CSS class."""
+    """Values for the template, and thumbnails by CSS class."""
     if not evaluation.benchmarks:
         raise DataError(f"benchmark page of {evaluation.label}: there is no benchmark.")
     summaries = [part.summary for part in evaluation.benchmarks]

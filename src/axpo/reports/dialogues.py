@@ -22,7 +22,7 @@ KINDS = ("tool users all wrong", "all wrong", "some wrong", "right")
 """In the order of the page."""
 MAX_SIDE_PX = 480
 MAX_PICTURES = 150
-"""Thumbnails of one benchmark; later pictures are left out: the page stays below a few megabytes."""
+"""Thumbnails of one benchmark. Later images are left out, so that the page stays below a few megabytes."""
 _QUOTAS = (0.4, 0.2, 0.2, 0.2)
 _BLOCK_BYTES = 300
 """Markup around a text, about."""
@@ -81,7 +81,7 @@ class PictureShelf:
     folder: Path
     max_bytes: int
     thumbnails: dict[str, str] = field(default_factory=dict[str, str])
-    """CSS class -> data address: a picture that is shown twenty times is in the page once."""
+    """CSS class -> data URL. An image that is shown twenty times is in the page once."""
     num_bytes: int = 0
     num_left_out: int = 0
 

@@ -79,8 +79,8 @@ class LiveReport:
         return self._snapshot
 
     def status(self) -> dict[str, str]:
-        """What a page asks for: the newest `version`, `awaited` runs, a `message` where something is amiss, and whether
-        all runs are `finished`: "yes" or empty.
+        """Answer to a page that polls: newest `version`, `awaited` runs, a `message` when something is wrong, and
+        whether all runs are `finished`: "yes" or empty.
         """
         version = self.snapshot().version
         return {"version": version, "awaited": self._awaited, "message": self._message, "finished": self._finished}
@@ -185,7 +185,7 @@ def why_not(run_dir: Path) -> str:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run has recorded its last step and, where it has questions for it, the evaluation behind that step."""
+    """True when a run has recorded its last step and, if it has held-out questions, the evaluation after that step."""
     if why_not(run_dir):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What pages are made of: a template, a policy that allows the page's own scripts and styles only, its data."""
+"""Parts of a page: a template, a policy that allows the page's own scripts and styles only, its data."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class StyleSheet:
 
 
 def render_plain_page(template: str, css: StyleSheet, **values: Any) -> str:
-    """A page without scripts. The template calls `css` for computed styles and `policy` for its style in the end."""
+    """A page without scripts. The template calls `css` for computed styles and, at its end, `policy` for that style."""
     return _environment().get_template(template).render(**values, css=css, policy=_style_policy)
 
 

@@ -191,7 +191,7 @@ def _read_file(path: Path) -> bytes | None:
 
 
 def read_thumbnail(run_dir: Path, sha256: str, *, max_side_px: int) -> str | None:
-    """A picture of a run as a data address, under the conditions of `Thumbnails`; None when it cannot be shown."""
+    """An image of a run as a data URL, under the conditions of `Thumbnails`; None when it cannot be shown."""
     if not _HASH.fullmatch(sha256):
         return None
     found = (_reduce(path, sha256, max_side_px=max_side_px) for path in _candidates(run_dir, sha256))

@@ -28,7 +28,7 @@ _HYPOTHESIS = re.compile(r"\b(?:if|suppose|assume|unless|whether)\s(?:\w{1,12}\s
 _HYPOTHESIS_CHARS = 60
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|[。！？]")
 _NUM_STATEMENT_LINES = 3
-_MAX_STATEMENTS = 16  # of a line: more are no reasoning
+_MAX_STATEMENTS = 16  # per line; a line with more is not reasoning
 
 
 def extract_answer(text: str) -> tuple[str | None, AnswerRule]:
@@ -63,7 +63,7 @@ def extract_answer(text: str) -> tuple[str | None, AnswerRule]:
 
 
 def _stated_answers(lines: Sequence[str]) -> list[tuple[str | None, bool]]:
-    """What the lines state as the answer, the last first, and whether it reads like one: no remark, no hypothesis."""
+    """Answers that the lines state, the last first, and whether each reads like one: no remark, no hypothesis."""
     stated: list[tuple[str | None, bool]] = []
     below: str | None = None
     for line in reversed(lines):
@@ -120,7 +120,7 @@ def last_box(text: str) -> str | None:
 
 
 def text_after_box(text: str) -> str:
-    """The visible text behind the last balanced box, empty without one."""
+    """The visible text after the last balanced box, empty without one."""
     visible = visible_text(text)
     span = _last_box_span(visible)
     return "" if span is None else visible[span[1] + 1 :]

@@ -133,7 +133,7 @@ def differ_clearly(first: Fraction | float, second: Fraction | float) -> bool:
 
 
 def _split_unit(text: str) -> tuple[Fraction, str] | None:
-    """The number that a text is, without its percent sign, and its unit."""
+    """Read a text as a number, without its percent sign, and a unit; None when it is something else."""
     text = _unwrapped(text)
     if len(text) > _MAX_NUMBER_CHARS:
         return None

@@ -25,7 +25,7 @@ _VALIDATORS = 256
 
 
 async def find_misfit(arguments: Mapping[str, JsonValue], spec: ToolSpec) -> str | None:
-    """As `explain_misfit`, in a worker process where the check could take long.
+    """`explain_misfit`, in a worker process when the check could take long.
 
     A check that fails or exceeds its limits is the model's mistake: `check_schema` has seen the schema, so the
     arguments are the reason.

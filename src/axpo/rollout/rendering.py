@@ -23,6 +23,7 @@ from axpo.errors import CheckpointError, DataError
 from axpo.protocols import ParsedTurn, RenderedConversation, RenderedTokens
 from axpo.rollout.bounds import cut_mark
 from axpo.rollout.calls import read_call
+from axpo.rollout.checkpoint import check_files, generation_stops, load_part
 from axpo.types import Content, ImageRef, JsonValue, Message, Segment, SegmentKind, ToolCall, ToolResult, ToolSpec
 from axpo.workers import WorkerPool, WorkError
 
@@ -42,7 +43,7 @@ FORBIDDEN_TOKENS = (
 )
 """Never sampled: a picture nobody took, a turn or a tool result nobody wrote, padding. Stop tokens are exempt."""
 
-# A noncharacter, which Unicode reserves for use inside a program. It stands where a control token's text is cut in two.
+# A noncharacter, which Unicode reserves for use inside a program. It marks where a control token's text is cut in two.
 _CUT = "\ufdd0"
 # Whose text may hold which tags as tags: the developer's (system) all, a demonstration's its own, others none.
 _TAGS_OF_ROLE = {
@@ -65,12 +66,7 @@ OWN_TEMPLATE_SHA256 = "cb82f04c8d52454bdbdcb69c90ebd8d8c3db46697c732e795a3c344bb
 RENDER_CPU_S = 5.0
 """Processor time that rendering one dialogue may take."""
 _RENDER = "axpo.rollout.template_worker:render"
-_template_workers = WorkerPool(size=1)  # not shared: a slow page must not hold up the event loop
-
-_EXPECTED_CHECKPOINT = (
-    "Expected a folder in the layout of a published Qwen3-VL checkpoint, or the hub id of one that is cached or can be "
-    "downloaded."
-)
+_template_workers = WorkerPool(size=1)  # not shared: the event loop must not wait for a slow page
 
 
 class ImageTokenCounter(Protocol):
@@ -121,12 +117,12 @@ class QwenRenderer:
         """Renderer of a checkpoint folder or hub id. Raises `CheckpointError` naming what is missing."""
         from transformers import AutoConfig, AutoTokenizer
 
-        _check_files(path)
-        tokenizer: Any = _load_part(AutoTokenizer, path, "tokenizer")
-        config: Any = _load_part(AutoConfig, path, "config")
+        check_files(path)
+        tokenizer: Any = load_part(AutoTokenizer, path, "tokenizer")
+        config: Any = load_part(AutoConfig, path, "config")
         if not tokenizer.chat_template:
             raise CheckpointError(
-                f"{path}: has no chat template. Put the model's own chat_template.jinja beside its tokenizer.json."
+                f"{path}: has no chat template. Put the model's own chat_template.jinja next to its tokenizer.json."
             )
         expected = tokenizer.get_vocab().get(IMAGE_PAD)
         configured = getattr(config, "image_token_id", expected)
@@ -139,7 +135,7 @@ class QwenRenderer:
             tokenizer,
             preprocessor=preprocessor,
             vocab_size=config.get_text_config().vocab_size,
-            stop_token_ids=_generation_stops(path),
+            stop_token_ids=generation_stops(path),
             name=str(path),
         )
 
@@ -477,33 +473,3 @@ def _occurrences(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
-
-
-def _check_files(path: str | Path) -> None:
-    folder = Path(path)
-    if folder.is_dir():
-        missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{path}: no {' and no '.join(missing)} in this folder. {_EXPECTED_CHECKPOINT}")
-
-
-def _load_part(loader: Any, path: str | Path, what: str) -> Any:
-    try:
-        return loader.from_pretrained(path)
-    except Exception as error:  # broken files surface as bare exceptions of the tokenizer's native code
-        where = "" if Path(path).is_dir() else "there is no such folder, and as a hub id: "
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise CheckpointError(f"{path}: cannot load its {what}: {where}{reason}. {_EXPECTED_CHECKPOINT}") from error
-
-
-def _generation_stops(path: str | Path) -> tuple[int, ...]:
-    from transformers import GenerationConfig
-
-    try:
-        stops: Any = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError as error:
-        file = Path(path) / "generation_config.json"
-        if file.is_file():
-            raise CheckpointError(f"{file}: cannot be read: {error}. Expected JSON with an eos_token_id.") from error
-        return ()  # a checkpoint may come without it
-    return tuple(stops) if isinstance(stops, list) else () if stops is None else (stops,)

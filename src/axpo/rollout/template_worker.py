@@ -29,6 +29,6 @@ def render(
             add_generation_prompt=is_prompt,
             **special_tokens,
         )
-    except (TemplateError, TypeError) as error:  # TypeError: a text-only template adds strings to a picture's block
+    except (TemplateError, TypeError) as error:  # TypeError: a text-only template adds a string to an image block
         raise DataError(str(error)) from error
     return rendered[0]

@@ -55,7 +55,7 @@ class TrainerState:
     best_score: float | None = None
     """Highest evaluation score so far and the step that reached it."""
     is_eval_pending: bool = False
-    """An evaluation is due behind `step` that was not finished: a resumed run begins with it."""
+    """The evaluation after `step` is due but not finished: a resumed run begins with it."""
 
 
 def save_checkpoint(folder: Path, *, policy: Checkpointable, optimizer: Optimizer, state: TrainerState) -> Path:

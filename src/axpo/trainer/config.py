@@ -114,7 +114,7 @@ class ToolLimitsConfig(Table):
     """Text of one result; what is longer loses its middle."""
     max_result_images: int = Field(default=8, ge=0)
     max_image_px: Positive = 4096 * 32 * 32
-    """Larger pictures in results are scaled down."""
+    """Larger images in results are scaled down."""
 
 
 class DataConfig(Table):
@@ -185,9 +185,9 @@ class AlgorithmConfig(Table):
     clip_low: float = Field(default=0.2, ge=0)
     clip_high: float = Field(default=0.4, ge=0)
     old_logprobs: Literal["engine", "trainer"] = "engine"
-    """What the policy's ratio is relative to: the probabilities with which the engine sampled, or the trainer's own
-    before the first update of a step, from one more forward pass. Where the two differ (bfloat16), the engine's make
-    the first ratios differ from 1."""
+    """Denominator of the policy's ratio: the probabilities with which the engine sampled, or the trainer's own before
+    the first update of a step, from one more forward pass. Where the two differ (bfloat16), the engine's make the first
+    ratios differ from 1."""
     importance_cap: float = Field(default=0.0, ge=0)
     """With `old_logprobs = "trainer"`: weigh each token's loss (not its KL term) by the trainer's over the engine's
     probability, at most this (truncated importance sampling; 2 is usual). 0: no weights."""
@@ -358,11 +358,11 @@ _NAMES_ELSEWHERE = {
     "train_files": "data.train",
     "val_files": "data.eval",
 }
-"""What TRL and verl call an option -> what it is called here, or what serves its purpose here."""
+"""Option of TRL or verl -> the option here that is the same or serves the same purpose."""
 
 
 def find_option(name: str) -> str | None:
-    """The option that another trainer calls `name`, which stands without its table; None when there is none.
+    """The option that another trainer calls `name` (without its table); None when there is none.
 
     >>> find_option("num_generations")
     'rollout.group_size'

@@ -51,7 +51,7 @@ class MicroBatch:
     behavior_logprobs_BT: Tensor
     """The engine's, as it sampled the tokens."""
     old_logprobs_BT: Tensor
-    """What the policy's ratio is relative to: the trainer's own where the rows have them, else the engine's."""
+    """Denominator of the policy's ratio: the trainer's own where the rows have them, else the engine's."""
 
     @classmethod
     def from_rows(cls, rows: Sequence[TrainingRow], weights: Sequence[float], *, device: torch.device) -> MicroBatch:

@@ -3,8 +3,8 @@
 Reads the published Parquet and TSV files, whose images are base64, and the hub's converted splits.
 
 The four rotations of a question have the golds A, B, C and D, in the published 4K file always in this order. So a
-subset must not take the same rotation of every question: whoever always answers with one letter would be right always
-or never.
+subset must not take the same rotation of every question: a model that always answers with one letter would then be
+always right or always wrong.
 """
 
 from __future__ import annotations

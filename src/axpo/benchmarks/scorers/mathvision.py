@@ -24,7 +24,7 @@ from axpo.types import Problem
 
 MAX_LETTER = "E"
 MAX_UNIT_WORDS = 2
-"""Words behind a number that may be its unit; more of them are an explanation."""
+"""Words after a number that may be its unit; more of them are an explanation."""
 
 _UNIT_IN_BRACES = re.compile(r"(?<![a-z\\])\{[a-z]+\}$")
 _LETTER_MARK = re.compile(r"\([A-E]\)|(?<![A-Za-z])[A-E](?:[).:]|\s?[-–—]\s)")
@@ -90,7 +90,7 @@ def _named_option(problem: Problem, answer: str, options: tuple[str, ...]) -> tu
 
 
 def _has_other_value(answer: str, option: str) -> bool:
-    """True when the text behind an answer's letter is a number, the option's text is another one: (E) 270° for 135°."""
+    """True when the text after an answer's letter and the option's text are different numbers: (E) 270° for 135°."""
     rest = _LETTER_MARK.sub("", answer, count=1)
     if len(_WORD.findall(_COMMAND.sub("", rest))) > MAX_UNIT_WORDS:
         return False
@@ -99,7 +99,7 @@ def _has_other_value(answer: str, option: str) -> bool:
 
 
 def _signless_value(text: str) -> Value | None:
-    """The number that a text is; a percent sign says nothing, because one side may lack it."""
+    """Read a text as a number. Percent signs are dropped, because one side may lack them."""
     return read_value(_RATIO.sub(r"\1/\2", _PERCENT_SIGN.sub("", text.strip("$ "))))
 
 

@@ -1,4 +1,4 @@
-"""The number that a short answer is, in any usual spelling."""
+"""Reads a short answer as a number, in any usual spelling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt\s?\(([^()]*)\)|√\s?\(([^()]*)\)
 
 
 def read_value(text: str, *, drops_percent: bool = False) -> Value | None:
-    r"""The number that an answer is: decimal, fraction, root, multiple of pi; a name before and a unit behind it go.
+    r"""Read an answer as a number: decimal, fraction, root, multiple of pi. A name before it or a unit after it is cut.
 
     >>> read_value("x = 3.5 cm"), read_value("1,250"), read_value("2 \\frac{1}{2}"), read_value("12 or 13")
     (Fraction(7, 2), Fraction(1250, 1), Fraction(5, 2), None)

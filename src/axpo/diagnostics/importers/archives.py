@@ -22,7 +22,7 @@ from axpo.errors import DataError
 
 _ZSTANDARD = 93
 _BROKEN_ZIP = (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error)
-"""`zipfile` raises the last three, too, where a directory or a header is damaged."""
+"""Errors of `zipfile` on a damaged file; the last three come from damaged directories and headers."""
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _TABLE_MARK = '%"trackio.table"%'
 

@@ -43,7 +43,7 @@ _REFUSALS = (
 
 
 def refusal(rows: Sequence[Row]) -> str | None:
-    """What the rows are and what to do, in a few sentences; None for rows that nothing is known about."""
+    """Name the kind of the rows and what to do, in a few sentences; None for rows of an unknown kind."""
     for row in rows:
         for known in _REFUSALS:
             if known.matches(row):

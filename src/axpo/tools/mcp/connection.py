@@ -201,7 +201,7 @@ class Connection:
 
 
 async def _accept(name: str, result: CallToolResult) -> None:
-    """Any result."""
+    """Accept any result."""
 
 
 async def _list_tools(client: Client) -> tuple[Tool, ...]:

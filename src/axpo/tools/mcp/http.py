@@ -1,7 +1,7 @@
 """An MCP server reached over streamable HTTP, bounded in all that it sends and in how long it takes.
 
-The SDK bounds the size of one event. It does not end the request of a call that was given up, follows a server that
-closes its streams for ever, and keeps whatever a server asks until it is answered. The rules here are those of
+The SDK bounds the size of one event. It does not end the request of a call that was given up, reconnects forever to a
+server that closes its streams, and keeps every request of a server until it is answered. The rules are those of
 `axpo.tools.mcp.stdio`, with a time limit for each request.
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 TOO_LARGE_TEXT = "the result is larger than"
 _TOO_LONG = "the server took too long"
 HEADERS_TIMEOUT_S = 30.0
-"""For the headers of the stream on which a server speaks unasked."""
+"""Time limit for the headers of the stream on which a server sends unasked."""
 ABORT_GRACE_S = 5.0
 """A request is ended this long after the call that it belongs to was given up."""
 RECONNECT_PAUSE_S = 0.5
-"""Between two requests for a stream that the server closes again and again, whatever pause it asks for."""
+"""Shortest pause between two requests for a stream that the server keeps closing, even if it asks for a shorter one."""
 
 
 @asynccontextmanager
@@ -66,7 +66,7 @@ async def http_transport(
 
 @dataclass(slots=True)
 class _Traffic:
-    """What passes on one connection, over all of its requests."""
+    """Counters and deadlines of one connection, over all of its requests."""
 
     max_message_bytes: int
     time_limit_s: float
@@ -80,11 +80,11 @@ class _Traffic:
     deadlines: weakref.WeakKeyDictionary[asyncio.Task[Any], float | None] = field(
         default_factory=weakref.WeakKeyDictionary
     )
-    """By the task that sends a message: the SDK asks again for the rest of an answer in the same task. None for the
-    task of the stream on which the server speaks unasked."""
+    """Deadline of each task that sends a message: the SDK asks for the rest of an answer in the same task. None for the
+    task of the stream on which the server sends unasked."""
 
     async def hand_on(self, received: Any, incoming: Any) -> None:
-        """Hand on answers and requests; drop notifications, nobody listens to them."""
+        """Pass on answers and requests. Notifications are dropped: nothing here handles them."""
         import anyio
         from mcp.types import JSONRPCError, JSONRPCRequest, JSONRPCResponse
 
@@ -134,13 +134,13 @@ class _Traffic:
         self.log.ended.set()
 
     async def deadline_s(self, method: str) -> float | None:
-        """When a request of this task must have ended. Pauses before a task asks for a stream again."""
+        """Time by which a request of this task must have ended. Pauses before a task asks for a stream again."""
         task = asyncio.current_task()
         assert task is not None
         if task not in self.deadlines:
             is_call = method != "GET"
             self.deadlines[task] = time.monotonic() + self.time_limit_s + ABORT_GRACE_S if is_call else None
-        elif method == "GET" and (self.deadlines[task] or math.inf) > time.monotonic():
+        elif method == "GET" and (self.deadlines[task] or math.inf) > time.monotonic():  # a stream was closed early
             await asyncio.sleep(RECONNECT_PAUSE_S)
         return self.deadlines[task]
 

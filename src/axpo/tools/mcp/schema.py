@@ -15,7 +15,7 @@ from axpo.types import JsonValue
 from axpo.workers import WorkError, text_workers
 
 MAX_SCHEMA_BYTES = 100_000
-"""As JSON. The model reads the schema of arguments, about 25,000 tokens of it."""
+"""Limit of a schema as JSON. The model reads the schema of arguments: this is about 25,000 tokens."""
 MAX_SCHEMA_DEPTH = 64
 CHECK_CPU_S = 5.0
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
@@ -24,7 +24,7 @@ _SAME_VALUE = ("not", "if", "then", "else", "allOf", "anyOf", "oneOf")
 
 
 def unusable_reason(schema: Mapping[str, JsonValue]) -> str:
-    """Why a schema cannot be used, or nothing. Blocks for as long as a check in a worker process may take."""
+    """The reason why a schema cannot be used; empty when it can. Blocks while a worker process checks it."""
     if _depth(schema) > MAX_SCHEMA_DEPTH:
         return f"is nested more than {MAX_SCHEMA_DEPTH} levels deep"
     size = len(json.dumps(schema, ensure_ascii=False))
@@ -37,7 +37,7 @@ def unusable_reason(schema: Mapping[str, JsonValue]) -> str:
 
 
 def misfit_of_result(schema: Mapping[str, JsonValue], content: JsonValue) -> str:
-    """What in a structured result breaks the schema, or nothing. Raises `WorkError`. Blocks."""
+    """The first violation of the schema in a structured result; empty without one. Raises `WorkError`. Blocks."""
     return text_workers.run(f"{__name__}:structured_problem", schema, content, cpu_s=CHECK_CPU_S)
 
 
@@ -68,7 +68,7 @@ def _depth(value: JsonValue) -> int:
 
 
 def schema_problem(schema: Mapping[str, JsonValue]) -> str:
-    """What is wrong with a schema, or nothing. A schema may refer to its own parts, and to nothing else."""
+    """The error in a schema; empty without one. A schema may refer to its own parts and to nothing else."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 

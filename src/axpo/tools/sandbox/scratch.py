@@ -1,6 +1,7 @@
 """Working folders of interpreters that are not isolated: on the machine's disk, so they have to be removed.
 
-An isolated interpreter has a `tmpfs` of its own instead, which goes with its mount namespace.
+An isolated interpreter has a `tmpfs` of its own instead, which goes with its mount namespace. Like
+`axpo.files.temporary_folder`, which the fork server does not use because it imports nothing of the trainer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def claim_folder() -> str:
     """
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), _opened(path) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner runs
             remove_folder(str(path))
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX)

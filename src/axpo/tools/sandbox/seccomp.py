@@ -54,12 +54,12 @@ sysinfo:99:179 getrusage:98:165 getrlimit:97:163 setrlimit:160:164 getrandom:318
 _JUDGED = """
 clone:56:220 fcntl:72:25 mmap:9:222 madvise:28:233 kill:62:129 tkill:200:130 tgkill:234:131 prlimit64:302:261
 """
-"""Allowed with some arguments only: `_judge`."""
+"""Calls that are allowed with some arguments only: `_judge`."""
 _ANSWERED = """
 clone3:435:435 preadv2:327:286 pwritev2:328:287 ioctl:16:29 sendfile:40:71 copy_file_range:326:285
 fsync:74:82 fdatasync:75:83 msync:26:227
 """
-"""Never reach the kernel's code, but get an answer that programs can continue with: `_ANSWERS`."""
+"""Calls that never reach the kernel's code, but get an answer with which programs can continue: `_ANSWERS`."""
 _ANSWERS = {
     # its flags are in memory, where no filter can look; the C library then calls clone
     "clone3": errno.ENOSYS,
@@ -81,7 +81,7 @@ _ANSWERS = {
 _ARCHITECTURES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
 """Audit constant, column in the tables."""
 _THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
-"""What pthread_create asks of clone (glibc, musl): a thread that shares everything. Nothing else is created."""
+"""Flags that pthread_create passes to clone (glibc, musl): a thread that shares everything. Nothing else is created."""
 _FILE_COMMANDS = (0, 1, 2, 3, 4, 5, 1030)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_DUPFD_CLOEXEC: what duplicating, inheriting and blocking
 take. F_GETLK finds nothing, because no rollout can lock; SQLite asks in its write-ahead mode.

@@ -23,8 +23,8 @@ REPLY_IMAGE = Struct("<II")
 
 FORKED, CONFINED, REFUSED = b"f", b"+", b"-"
 """`FORKED` is the fork server's answer to a request, with the pidfd of the interpreter and the trainer's end of its
-channel. `CONFINED` is the first byte on that channel, sent when the interpreter's walls stand. `REFUSED` with a text in
-place of either: there is no interpreter."""
+channel. `CONFINED` is the first byte on that channel, sent when the interpreter is confined. `REFUSED` with a text
+instead of either: there is no interpreter."""
 
 MAX_BYTES_PER_CHAR = 4
 MAX_ASPECT_RATIO = 200

@@ -30,7 +30,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _HEAP_BYTES = 512_000_000
 _PROGRESS_EVERY = 1000
 _FIELDS = {"text": ("title", "text", "url", "id"), "caption": ("image", "caption", "title", "url", "id")}
-"""Fields of a row by its body: a document's, or a picture's."""
+"""Fields of a row: of a document, which has `text`, and of an image, which has `caption`."""
 _READ_CPU_S = 20.0
 """Processor time that reading one HTML file may take."""
 
@@ -86,7 +86,7 @@ def build_index(
 
 
 def _clear_killed(folder: Path) -> None:
-    """Remove what builds of `folder` left that were killed. One that was about to be replaced is put back first."""
+    """Remove what killed builds of `folder` left. An index that was about to be replaced is put back first."""
     for path in folder.parent.glob(f"{glob.escape(folder.name)}.*"):
         match = re.fullmatch(r"\.(\d+)\.(partial|old)", path.name.removeprefix(folder.name))
         if match is None or _is_running(int(match[1])):
@@ -104,7 +104,7 @@ def _is_running(pid: int) -> bool:
         return False
     except OSError:  # of another user
         return True
-    return pid != os.getpid()  # a number that is used again
+    return pid != os.getpid()  # this process: it got the id of the killed one
 
 
 def left_out(source: Path) -> dict[str, int]:
@@ -250,7 +250,7 @@ def _read_folder(folder: Path, update_hash: Callable[[bytes], object]) -> Iterat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Files:
-    """The files of a folder: pictures where there are any, else texts."""
+    """The files of a folder. Images are read if there are any, else texts."""
 
     all: list[Path]
     read: list[Path]

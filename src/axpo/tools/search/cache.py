@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS requests (service TEXT PRIMARY KEY, sent INTEGER NOT 
 # as bytes: text that damage made invalid cannot be read as text
 _COLUMNS = "CAST(request AS BLOB), CAST(outcome AS BLOB), CAST(is_final AS BLOB)"
 _GET = f"SELECT {_COLUMNS}, CAST(digest AS BLOB) FROM answers WHERE key = ?"
+# a final entry stays, unless it is damaged
 _PUT = f"""
 INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE
 SET request = excluded.request, outcome = excluded.outcome, is_final = excluded.is_final,
@@ -49,8 +50,8 @@ class AnswerCache:
     An outcome that is not final (a fault) gives way to a later one; the first final one stays, whichever process
     stored it. Not for network file systems: SQLite's WAL needs shared memory.
 
-    Each entry has a checksum. A damaged one is as good as not there: it is logged once and asked for again; in a replay
-    it is a `ConfigError`, as is a file that is none of ours or cannot be read at all. When storing fails (full disk,
+    Each entry has a checksum. A damaged one counts as missing: it is logged once and asked for again; in a replay it
+    is a `ConfigError`, as is a file that is not a cache or cannot be read at all. When storing fails (full disk,
     lock), the answer still counts: it is logged once and counted in `num_lost`.
     """
 

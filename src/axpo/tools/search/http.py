@@ -67,7 +67,7 @@ def read_json(answer: Answer, *, service: str, key_hint: str, secret: str | None
         said = said.replace(secret, "***")
     message = f"{service} answered HTTP {answer.status}: {said or 'nothing'}"
     if answer.status in _USED_UP:
-        raise QuotaError(f"{message}. Its plan is used up: raise the limit there, then go on with --resume.")
+        raise QuotaError(f"{message}. Its plan is used up: raise the limit there, then continue with --resume.")
     if answer.status == 429:
         retry_after_s = answer.retry_after_s
         raise TooManyRequests(message, retry_after_s=MAX_RETRY_AFTER_S / 10 if retry_after_s is None else retry_after_s)

@@ -138,7 +138,7 @@ class ImageSearchTool:
             except Exception as error:  # decoders raise what they like
                 raise ConfigError(
                     f"{self.spec.name}: picture {document.image} of the index cannot be read: {error}. "
-                    f"Restore it, or build {self._index.folder} anew."
+                    f"Restore it, or build {self._index.folder} again."
                 ) from error
             hits.append(_Hit(caption=f"{document.title} {document.text}", picture=picture))
         return hits

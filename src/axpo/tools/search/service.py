@@ -232,7 +232,7 @@ class Service:
             shared = f" sent through {self._path()}" if self._cache is not None else ""
             raise QuotaError(
                 f"{self.name}: the quota of {self._max_requests} requests{shared} is used up. "
-                "Raise max_requests and go on with --resume."
+                "Raise max_requests and continue with --resume."
             )
         self._num_reserved += 1
 
