@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from axpo.rewards.answers import extract_answer
 from axpo.rewards.choice import extract_choice, read_letter
 from axpo.tasks import mini
 from axpo.tasks.jsonl import load_problems
+from axpo.tasks.mini.questions import SPLIT_SIZES, parse_split
 from axpo.types import Problem
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -78,8 +79,9 @@ def _load_mini(
     limit: int | None,
     is_official: bool = False,
 ) -> tuple[Problem, ...]:
-    problems = mini.problems(split, store=store)
-    return _keep(problems, name, store, limit)
+    _, part = parse_split(split)
+    problems = mini.problems(split, store=store, indices=even_slice(SPLIT_SIZES[part], limit))
+    return _keep(problems, name, store)
 
 
 def _load_file(
@@ -89,11 +91,11 @@ def _load_file(
     unknown = [problem for problem in problems if problem.answer_kind not in REWARDS]
     if unknown:
         raise DataError(f"{path}: question {unknown[0].id}: answer_kind {unknown[0].answer_kind!r} has no rule.")
-    return _keep(problems, path.stem, store, limit)
+    return _keep([problems[index] for index in even_slice(len(problems), limit)], path.stem, store)
 
 
-def _keep(problems: tuple[Problem, ...], name: str, store: ContentImageStore, limit: int | None) -> tuple[Problem, ...]:
-    kept = tuple(_labelled(problems[index], name) for index in even_slice(len(problems), limit))
+def _keep(problems: Sequence[Problem], name: str, store: ContentImageStore) -> tuple[Problem, ...]:
+    kept = tuple(_labelled(problem, name) for problem in problems)
     for image in (image for problem in kept for image in problem.images):
         store.persist(image)
     return kept

@@ -8,6 +8,7 @@ import errno
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -365,6 +366,8 @@ def _guard(run: Callable[[Interrupts], None], *, folder: Path, resume_line: str 
         with interrupts.listen():
             run(interrupts)
     except KeyboardInterrupt:
+        # a signal between the creation of a coroutine and its start leaves it unawaited, which is no defect
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
         how = f"; continue with: {resume_line}" if resume_line else ""
         print(f"interrupted; {_kept(folder)}{how}", file=sys.stderr)
         return interrupts.exit_code
