@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -63,6 +63,8 @@ def test_grid_by_hand(
     assert preprocessor.num_tokens(ref_of(width_px, height_px)) == num_tokens
 
 
+@example(width_px=201, height_px=1, bounds=(1, 1024))
+@example(width_px=2, height_px=400, bounds=(1, 1024))
 @given(width_px=st.integers(1, 900), height_px=st.integers(1, 900), bounds=st.sampled_from([(1, 1024), (4096, 25600)]))
 def test_pixels_fill_the_grid_that_the_size_alone_gave(width_px: int, height_px: int, bounds: tuple[int, int]) -> None:
     settings = {**PUBLISHED, "size": {"shortest_edge": bounds[0], "longest_edge": bounds[1]}}
