@@ -19,7 +19,7 @@ from synthetic_run import write_run
     [
         (["doctor", "extra"], "axpo doctor", "unrecognized arguments: extra\n"),
         (["demo", "--minuts", "3"], "axpo demo", "--minuts 3; did you mean --minutes?"),
-        (["eval", "compare", "a"], "axpo eval compare", "required: B"),
+        (["eval", "compare"], "axpo eval compare", "required: DIR"),
         (["eval", "table", "a", "--ouy", "b"], "axpo eval table", "did you mean --out?"),
         (["train", "c.toml", "--num_generations", "4"], "axpo train", "did you mean --rollout.group_size?"),
         (["train", "c.toml", "--num-generations", "4"], "axpo train", "did you mean --rollout.group_size?"),
