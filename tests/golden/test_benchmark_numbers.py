@@ -67,7 +67,7 @@ def summary() -> BenchmarkSummary:
         (f"tool_accuracy/{ZOOM}", F(1, 4)),
         ("tool_share/python", F(1, 10)),
         ("tool_accuracy/python", F(0)),
-        ("tool_share/(no such tool)", F(2, 10)),
+        ("tool_share/(malformed or unknown)", F(2, 10)),
     ],
 )
 def test_every_number_by_hand(summary: BenchmarkSummary, name: str, expected: F) -> None:
@@ -100,7 +100,7 @@ def test_each_tool_has_its_calls_and_failures(summary: BenchmarkSummary) -> None
     assert table == {
         ZOOM: (4, {"execution_error": 1}),
         "python": (1, {"bad_arguments": 1}),
-        "(no such tool)": (2, {"malformed_call": 1, "unknown_tool": 1}),
+        "(malformed or unknown)": (2, {"malformed_call": 1, "unknown_tool": 1}),
     }
 
 

@@ -153,7 +153,7 @@ def reported(folder: Path) -> Values:
     for row in tool_rows(load_arms([folder])):
         if row.tool == "all calls":
             values |= {"tools/calls": row.num_calls, "failure_rate": row.failed, "tool_use_rate": row.use_rates[0]}
-        elif row.tool == "(no such tool)":
+        elif row.tool == "(malformed or unknown)":
             values["tools/failures/malformed_call"] = row.num_calls
         else:
             failed = None if row.failed is None else row.failed * row.num_calls

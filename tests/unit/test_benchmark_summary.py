@@ -188,7 +188,7 @@ def test_names_that_a_model_made_up_are_counted_as_one() -> None:
     splits = summarize(
         info(), [question("q")], [answered("q", 0, calls=calls)], num_samples=1, tools=(ZOOM,)
     ).tool_splits
-    assert [(split.name, split.num_calls) for split in splits] == [(ZOOM, 0), ("(no such tool)", 20)]
+    assert [(split.name, split.num_calls) for split in splits] == [(ZOOM, 0), ("(malformed or unknown)", 20)]
 
 
 # -- comparing --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,49 @@ def test_a_report_is_written_beside_its_run(tmp_path: Path, monkeypatch: pytest.
     assert main(["report", "runs/a", "runs/b"]) == 0
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.html"))
     assert found == ["runs/a/report.html", "runs/report.html"]
+
+
+def make_evaluation(folder: Path) -> Path:
+    """The folder of an evaluation on benchmarks, as far as other commands look at it."""
+    folder.mkdir()
+    for name in ("eval.json", "config.toml", "report.html"):
+        (folder / name).write_text("", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("command", ["report", "watch"])
+def test_an_evaluation_is_no_run_and_keeps_its_page(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_evaluation(tmp_path / "evaluation")
+    (folder / "report.html").write_text("its own page", encoding="utf-8")
+    assert main([command, str(folder)]) == 2
+    assert "an evaluation on benchmarks, not a run" in capsys.readouterr().err
+    assert (folder / "report.html").read_text(encoding="utf-8") == "its own page"
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "told"),
+    [("folder", 2, "is a folder. Name a file in it"), ("file/x.html", 1, "cannot be written")],
+)
+def test_a_report_that_cannot_be_written_is_one_line(
+    target: str, code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    run = tmp_path / "run"
+    write_run(run, num_steps=1, num_questions=1)
+    assert main(["report", str(run), "--out", str(tmp_path / target)]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert told in line and str(tmp_path / target) in line
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_missing_file_is_named_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "axpo.cli.build", None)  # importing it would fail
+    config = tmp_path / "c.toml"
+    config.write_text("[model]\npath = 'mini'\n[data]\ntrain = 'nope.jsonl'\n", encoding="utf-8")
+    assert main(["train", str(config), "--run.output_dir", str(tmp_path / "run")]) == 2
+    assert f"{tmp_path / 'nope.jsonl'}: no such file" in capsys.readouterr().err

@@ -369,14 +369,18 @@ def _info(request: Request, benchmark: Benchmark) -> BenchmarkInfo:
     )
 
 
+def _words(name: str, value: object) -> str:
+    return f"without --{name}" if value is None else f"with --{name} {value}"
+
+
 def _check_same(known: Manifest, request: Request) -> None:
     """Raise `ConfigError` unless the command asks what earlier ones in the folder asked."""
     mine = {"preset": request.preset, "limit": request.limit}
     for name, value in mine.items():
         if getattr(known, name) != value:
             raise ConfigError(
-                f"{request.folder}: holds an evaluation with --{name} {getattr(known, name)}, not {value}. Go on with "
-                "that, or choose another folder with --out."
+                f"{request.folder}: contains an evaluation {_words(name, getattr(known, name))}, not "
+                f"{_words(name, value)}. Continue with that, or choose another folder with --out."
             )
     rules = {info.name: info.is_official for info in known.benchmarks}
     for benchmark in request.benchmarks:

@@ -154,7 +154,7 @@ def print_table(folders: Sequence[Path], *, out: Path | None) -> None:
 
 def _print(text: str, out: Path | None) -> None:
     if out is not None and out.suffix != ".md":
-        raise ConfigError(f"--out: expected a file ending in .md, got {out}.")
+        raise ConfigError(f"--out: expected a file ending in .md or .json, got {out}.")
     console = Console(highlight=False)
     if console.is_terminal:
         console.print(Markdown(text))

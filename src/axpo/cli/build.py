@@ -82,7 +82,8 @@ def open_training(config: Config, *, is_demonstration: bool, resume: bool, conso
         recorder = open_folder(parts, folder)
         if resume:
             recorder.truncate_after(state.step, is_eval_pending=state.is_eval_pending)
-            console.say(f"resuming {folder} after step {state.step}")
+            found = f"resuming {folder} after step {state.step}"
+            console.say(f"{folder} has no checkpoint: starting at step 1" if last is None else found)
         observer: Observer = console
         if trackers:
             options = config.model_dump(mode="json", exclude_none=True)

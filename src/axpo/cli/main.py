@@ -21,6 +21,7 @@ from axpo.trainer.interrupts import Interrupts
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_ALARM = 4
+EXIT_INTERRUPTED = 130
 
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR),
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:  # before a run began, or in a command that only reads
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except OSError as error:
         if not isinstance(error, StorageError) and error.errno not in _DISK_ERRORS:
             raise
@@ -184,7 +188,9 @@ def _add_eval(command: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from axpo.cli.folders import check_folder
     from axpo.cli.overrides import load_config
+    from axpo.tasks.jsonl import check_file
 
     if arguments.stop_on is not None:
         arguments.overrides["train.stop_on"] = arguments.stop_on
@@ -213,6 +219,10 @@ def _train(arguments: argparse.Namespace) -> int:
             train(training)
         console.say(f"done: {config.run.output_dir}")
 
+    check_folder(config.run.output_dir, config, resume=arguments.resume)
+    for source in filter(None, (config.data.train, config.data.eval)):
+        if not source.startswith("mini:"):
+            check_file(Path(source))
     _begin(f"{config.run.output_dir}: loading model and data")
     return _guard(run, folder=config.run.output_dir, resume_line=resume_line)
 
@@ -258,7 +268,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     from axpo.cli.diagnose import run_diagnose
 
     if bool(arguments.paths) == (arguments.probe is not None):
-        raise UserError("axpo diagnose: give FILE_OR_DIR of rollouts, or --probe CONFIG.toml.")
+        raise UserError("axpo diagnose: give either FILE_OR_DIR of rollouts or --probe CONFIG.toml, not both.")
     if arguments.probe is not None:
         return _probe(arguments)
     from axpo.reports.diagnosis import write_diagnosis
@@ -315,11 +325,15 @@ def _table(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from axpo.files import writing
     from axpo.reports.html import write_report
 
     runs: list[Path] = arguments.runs
     out = arguments.out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
-    write_report(runs, out, rollouts=arguments.rollouts)
+    if out.is_dir():
+        raise UserError(f"--out: {out} is a folder. Name a file in it, such as {out / 'report.html'}.")
+    with writing(out):
+        write_report(list(dict.fromkeys(run.resolve() for run in runs)), out, rollouts=arguments.rollouts)
     print(f"report: {out}")
     return 0
 

@@ -60,7 +60,7 @@ def run_watch(
     """
     for run in runs:
         if reason := why_not(run):
-            near = difflib.get_close_matches(run.name, _runs_beside(run), n=1)
+            near = [] if run.exists() else difflib.get_close_matches(run.name, _runs_beside(run), n=1)
             hint = f" Did you mean {run.with_name(near[0])}?" if near else ""
             print(f"{run}: {reason}. Waiting for it.{hint}", flush=True)
     server = WatchServer(LiveReport(run_dirs=tuple(runs)), host=host, port=port)

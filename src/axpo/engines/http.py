@@ -81,7 +81,7 @@ class HttpChatModel:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Raises `ConfigError` for an address, a key, a number or a name that cannot be."""
-        self._url = check_url("url", url)
+        self._url = check_url("endpoint: url", url)
         if "?" in self._url or "#" in self._url:
             raise ConfigError(f"url: expected an address up to /v1, got one with {'?' if '?' in url else '#'} in it.")
         self._model = model

@@ -67,7 +67,8 @@ def _check_pixels(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         name="scaled_pictures",
         text=f"Less than half of the pixels reached the model in {_percent(pixels.scaled_share.estimate)} of the "
         f"questions with pictures (median: {_percent(pixels.median_ratio)}). Small things cannot be seen then.",
-        advice="Raise the pixel limit of the model or of its server (max_pixels), or say so next to the score.",
+        advice="Raise the pixel limit of the model or of its server (max_pixels), or say so next to the score. Where it "
+        "is intended, as in the mini task, there is nothing to do.",
     )
 
 
@@ -165,7 +166,8 @@ def _check_gold_letter(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
     letter, share, expected = found
     return BenchmarkAlarm(
         name="one_gold_letter",
-        text=f"{letter} is the right option in {_percent(share)} of {table.num_questions} multiple-choice questions; "
+        text=f"{letter} is the right option in {_percent(share)} of {table.num_questions} multiple-choice questions "
+        "(rotations count once); "
         f"with shuffled options it would be in {_percent(expected)}. A model that always answers {letter} scores that.",
         advice="Use data whose options are shuffled, or compare with the score of that constant answer.",
     )
@@ -187,7 +189,8 @@ def _check_answer_letter(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
     right = next(count.num_answered_expected for count in table.letters if count.letter == letter)
     return BenchmarkAlarm(
         name="one_answer_letter",
-        text=f"The model answers {letter} in {_percent(share)} of {table.num_answered} multiple-choice questions; "
+        text=f"The model answers {letter} in {_percent(share)} of {table.num_answered} multiple-choice questions "
+        "(rotations count once); "
         f"it is right in {_percent(right / table.num_answered)} of them.",
         advice="Read a few rollouts: a model that sees no image, or misreads the format, often repeats one letter.",
     )

@@ -20,7 +20,7 @@ from axpo.types import FailureKind, Problem, StopReason, ToolResult
 EXECUTED = (None, FailureKind.EXECUTION_ERROR, FailureKind.TIMEOUT)
 """Outcomes of calls that the tool really ran."""
 INVALID = (FailureKind.MALFORMED_CALL, FailureKind.UNKNOWN_TOOL, FailureKind.BAD_ARGUMENTS)
-OTHER_NAMES = "(no such tool)"
+OTHER_NAMES = "(malformed or unknown)"
 """Under it stand calls of tools that nobody offered: their names are the model's own text."""
 
 

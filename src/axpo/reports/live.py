@@ -21,6 +21,7 @@ from typing import Any
 from axpo.diagnostics.recorder import read_metrics
 from axpo.errors import AxpoError, DataError
 from axpo.reports.html import build_page
+from axpo.reports.runs import check_is_run
 from axpo.reports.shell import read_static, render_page
 from axpo.reports.thumbnails import Found, Thumbnails
 
@@ -172,6 +173,7 @@ def why_not(run_dir: Path) -> str:
     """Why a run cannot be shown yet; empty when it can. Raises `DataError` when it never will."""
     if run_dir.exists() and not run_dir.is_dir():
         raise DataError(f"{run_dir}: not a folder. Give the folder of a run, as `run.output_dir` names it.")
+    check_is_run(run_dir)
     if not run_dir.exists():
         return "not there yet"
     try:

@@ -151,8 +151,18 @@ class Arm:
         return max(common, default=None)
 
 
+def check_is_run(folder: Path) -> None:
+    """Raise `DataError` for the folder of an evaluation on benchmarks, which has a page of its own."""
+    if (folder / "eval.json").exists():
+        raise DataError(
+            f"{folder}: an evaluation on benchmarks, not a run. Its page is {folder / 'report.html'}; the `axpo eval` "
+            "command that made it writes the page again and asks the model nothing twice."
+        )
+
+
 def load_run(folder: Path) -> Run:
     """Read a run directory. Raises `DataError` when it is none."""
+    check_is_run(folder)
     if not (folder / "metrics.jsonl").exists() and not (folder / "config.toml").exists():
         raise DataError(f"{folder}: not a run directory: it has neither metrics.jsonl nor config.toml.")
     config: dict[str, Any] = {}

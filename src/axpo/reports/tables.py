@@ -285,12 +285,15 @@ def phase_seconds(arm: Arm) -> dict[str, float]:
 
 
 def edge_means(arm: Arm, key: str, *, num_steps: int = 5) -> tuple[float | None, float | None]:
-    """Means of a training metric over the first and over the last steps of all runs."""
-    edges: list[float | None] = []
-    for part in (slice(None, num_steps), slice(-num_steps, None)):
-        values = [record[key] for run in arm.runs for record in run.train_records[part] if record.get(key) is not None]
-        edges.append(sum(values) / len(values) if values else None)
-    return edges[0], edges[1]
+    """Means of a training metric over the first and over the last steps of all runs, at most half of the steps each."""
+    first: list[float] = []
+    last: list[float] = []
+    for run in arm.runs:
+        records = run.train_records
+        size = max(1, min(num_steps, len(records) // 2))
+        first += [record[key] for record in records[:size] if record.get(key) is not None]
+        last += [record[key] for record in records[-size:] if record.get(key) is not None]
+    return (sum(first) / len(first) if first else None), (sum(last) / len(last) if last else None)
 
 
 def run_facts(arms: Sequence[Arm]) -> dict[str, str]:

@@ -28,7 +28,7 @@ class ToolRow:
     cut: float | None = None
 
 
-NO_TOOL = "(no such tool)"
+NO_TOOL = "(malformed or unknown)"
 """Calls that name no tool that is offered: malformed ones, and tools that the model made up."""
 ALL_TOOLS = "all calls"
 

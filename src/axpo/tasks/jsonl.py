@@ -79,17 +79,20 @@ def _load(
     return tuple(items.values())
 
 
-def read_rows(path: Path) -> Iterator[tuple[Place, Row]]:
-    """The rows of a `.jsonl` or `.parquet` file, each with its place. Raises `DataError` when it cannot be read."""
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+def check_file(path: Path) -> None:
+    """Raise `DataError` unless there is a file of a type that can be read: costs nothing, before models are loaded."""
+    if path.suffix.lower() not in (".jsonl", ".parquet"):
         raise DataError(
-            f"{path}: unknown file type {path.suffix!r}. Expected .jsonl (one JSON object a line) or .parquet."
+            f"{path}: unknown file type {path.suffix!r}. Expected .jsonl (one JSON object per line) or .parquet."
         )
     if not path.is_file():
         raise DataError(f"{path}: no such file.{_nearest_file(path)}")
-    return reader(path)
+
+
+def read_rows(path: Path) -> Iterator[tuple[Place, Row]]:
+    """The rows of a `.jsonl` or `.parquet` file, each with its place. Raises `DataError` when it cannot be read."""
+    check_file(path)
+    return _read_jsonl(path) if path.suffix.lower() == ".jsonl" else _read_parquet(path)
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[Place, Row]]:
