@@ -67,8 +67,8 @@ def _check_pixels(summary: BenchmarkSummary) -> BenchmarkAlarm | None:
         name="scaled_pictures",
         text=f"Less than half of the pixels reached the model in {_percent(pixels.scaled_share.estimate)} of the "
         f"questions with pictures (median: {_percent(pixels.median_ratio)}). Small things cannot be seen then.",
-        advice="Raise the pixel limit of the model or of its server (max_pixels), or say so next to the score. Where it "
-        "is intended, as in the mini task, there is nothing to do.",
+        advice="Raise the pixel limit of the model or of its server (max_pixels), or say so next to the score. Where "
+        "that is intended, as in the mini task, there is nothing to do.",
     )
 
 
