@@ -196,7 +196,9 @@ def test_equal_runs_are_not_told_apart(runs: list[Path], tmp_path: Path) -> None
     config = (axpo / "config.toml").read_text().replace("resample_budget_frac = 0.25", "resample_budget_frac = 0.0")
     (twin / "config.toml").write_text(config)
     arms = load_arms([axpo, twin])
-    assert "do not tell them apart" in write_verdict(arms, final_table(arms))[0]
+    verdict = write_verdict(arms, final_table(arms))[0]
+    assert "do not tell them apart" in verdict
+    assert verdict.count("One run of each method") == 1
 
 
 def test_edges_are_means_over_the_first_and_last_steps(runs: list[Path]) -> None:

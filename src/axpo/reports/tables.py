@@ -170,7 +170,8 @@ def write_verdict(arms: Sequence[Arm], rows: Sequence[TableRow]) -> tuple[str, .
     if "AXPO" in methods and "GRPO" in methods:
         axpo, grpo = methods["AXPO"].label, methods["GRPO"].label
         sentences = [_comparison_sentence(rows, axpo, grpo, metric) for metric in dict.fromkeys(("pass@1", largest_k))]
-        return (" ".join(filter(None, sentences)), _tool_sentence(rows, [axpo, grpo]))
+        about = _seed_sentence(rows, axpo, grpo) if any("interval" in sentence for sentence in sentences) else ""
+        return (" ".join(filter(None, [*sentences, about])), _tool_sentence(rows, [axpo, grpo]))
     last = next((row for row in reversed(rows) if row.arm.method != "Evaluation"), rows[-1])
     return (_change_sentence(rows, last.label, largest_k), _tool_sentence(rows, [last.label]))
 
@@ -186,11 +187,13 @@ def _comparison_sentence(rows: Sequence[TableRow], arm: str, baseline: str, metr
     if gap.estimate is None or gap.low is None or gap.high is None:
         return f"{text})."
     judged = "" if gap.low > 0 or gap.high < 0 else "; these runs do not tell them apart"
+    return f"{text}: {points(gap.estimate)} points, 95% interval {points(gap.low)} to {points(gap.high)}{judged})."
+
+
+def _seed_sentence(rows: Sequence[TableRow], arm: str, baseline: str) -> str:
+    """That a method has one run only, so that its intervals leave out training seeds; empty where each has several."""
     runs = {row.label: len(row.evaluations) for row in rows if row.label in (arm, baseline)}
-    about = "" if min(runs.values()) > 1 else f" {describe_runs(runs)}"
-    return (
-        f"{text}: {points(gap.estimate)} points, 95% interval {points(gap.low)} to {points(gap.high)}{judged}).{about}"
-    )
+    return "" if min(runs.values()) > 1 else describe_runs(runs)
 
 
 def _change_sentence(rows: Sequence[TableRow], label: str, metric: str) -> str:
