@@ -42,7 +42,7 @@ class Prompt:
     text: str
     images: tuple[bytes, ...]
     fields: dict[str, Any]
-    """Of the request."""
+    """The body of the request."""
 
 
 Write = Callable[[Prompt], Sequence[int]]

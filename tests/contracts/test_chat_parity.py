@@ -49,7 +49,7 @@ class Place:
     renderer: QwenRenderer
     store: ContentImageStore
     loop: asyncio.AbstractEventLoop
-    """Of the engine behind the endpoint."""
+    """The event loop of the engine behind the endpoint."""
 
     def write(self, prompt: Prompt) -> Sequence[int]:
         """What the model samples of a prompt that the endpoint rendered."""

@@ -281,7 +281,7 @@ class TestTryingAgain:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("axpo.engines.connections.CONNECT_TIMEOUT_S", 0.3)
-        with socket.socket() as full:  # a backlog of one that nobody empties: further connections hang
+        with socket.socket() as full:  # a backlog of one that is never emptied: further connections hang
             full.bind(("127.0.0.1", 0))
             full.listen(0)
             waiting = [socket.socket() for _ in range(4)]

@@ -25,7 +25,7 @@ from axpo.trainer.interrupts import Interrupts
 from workshop import numbers_of, read_jsonl, rollouts_of, words_of
 
 OPTIONS: dict[str, Any] = {"train__steps": 6, "train__save_every": 10, "train__eval_every": 0}
-"""Of the runs here: no checkpoint before the last step but the one an interrupt makes."""
+"""Options of the runs in this file: the only checkpoint before the last step is the one that an interrupt makes."""
 
 
 @pytest.fixture(scope="module")
