@@ -139,7 +139,7 @@ def test_a_service_that_is_down_or_fails_ends_the_run_and_costs_nobody_a_score(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--limit", "5"], "--limit 6, not 5"),
+        (["--limit", "5"], "with --limit 6, not with --limit 5"),
         (["--eval.temperature", "0.1"], "eval.temperature = 0.7, not 0.1"),
         (["--protocol", "qwen"], "not"),
     ],
