@@ -382,6 +382,8 @@ def _guard(run: Callable[[Interrupts], None], *, folder: Path, resume_line: str 
     except KeyboardInterrupt:
         # a signal between the creation of a coroutine and its start leaves it unawaited, which is no defect
         warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+        # and one inside the constructor of an event loop leaves half a loop, which complains when it is deleted
+        sys.unraisablehook = lambda _: None
         how = f"; continue with: {resume_line}" if resume_line else ""
         print(f"interrupted; {_kept(folder)}{how}", file=sys.stderr)
         return interrupts.exit_code
