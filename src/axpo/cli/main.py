@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import functools
 import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from axpo import __version__
 from axpo.cli.diagnose import add_arguments as add_diagnose_arguments
@@ -383,7 +385,7 @@ def _guard(run: Callable[[Interrupts], None], *, folder: Path, resume_line: str 
         # a signal between the creation of a coroutine and its start leaves it unawaited, which is no defect
         warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
         # and one inside the constructor of an event loop leaves half a loop, which complains when it is deleted
-        sys.unraisablehook = lambda _: None
+        sys.unraisablehook = functools.partial(_report_unraisable, sys.unraisablehook)
         how = f"; continue with: {resume_line}" if resume_line else ""
         print(f"interrupted; {_kept(folder)}{how}", file=sys.stderr)
         return interrupts.exit_code
@@ -402,6 +404,12 @@ def _guard(run: Callable[[Interrupts], None], *, folder: Path, resume_line: str 
 def _begin(text: str) -> None:
     """Say at once what is being done: importing torch and reading a checkpoint takes many seconds."""
     print(f"{text} ...", flush=True)
+
+
+def _report_unraisable(report: Callable[[Any], object], unraisable: Any) -> None:
+    """Pass on what Python could not raise, but for the deletion of an event loop that was never completed."""
+    if getattr(unraisable.object, "__qualname__", "") != "BaseEventLoop.__del__":
+        report(unraisable)
 
 
 def _kept(folder: Path) -> str:
